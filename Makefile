@@ -1,0 +1,32 @@
+# Two commands for newcomers: `make demo` compresses a teacher, `make test` checks the package. Each makes .venv when it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One process on whatever this machine has; the options only say the defaults aloud, so that accelerate does not.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# The constraints name the versions that were tested; torch among them, which unpinned brings gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,53 @@
+"""General language model distillation: smaller language models from word predictions alone, and from fewer words."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GLMDConfig": "hf_glmd.training.config",
+    "GLMDTrainer": "hf_glmd.training.trainer",
+    "LiveTeacher": "hf_glmd.training.teachers",
+    "WordPredictionCollator": "hf_glmd.training.collators",
+    "ClozeTask": "hf_glmd.tasks.cloze",
+    "ShrunkVocab": "hf_glmd.shrinker",
+    "VocabMap": "hf_glmd.vocab.vocab_map",
+    "VocabShrinker": "hf_glmd.shrinker",
+    "UsageError": "hf_glmd.errors",
+    "build_student": "hf_glmd.models.student",
+    "docstring_corpus": "hf_glmd.corpora.docstrings",
+    "soft_label_loss": "hf_glmd.losses.functional",
+    "word_prediction_loss": "hf_glmd.losses.functional",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: torch and transformers take seconds, and `hf-glmd --help` needs neither.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_glmd' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from hf_glmd.corpora.docstrings import docstring_corpus as docstring_corpus
+    from hf_glmd.errors import UsageError as UsageError
+    from hf_glmd.losses.functional import soft_label_loss as soft_label_loss
+    from hf_glmd.losses.functional import word_prediction_loss as word_prediction_loss
+    from hf_glmd.models.student import build_student as build_student
+    from hf_glmd.shrinker import ShrunkVocab as ShrunkVocab
+    from hf_glmd.shrinker import VocabShrinker as VocabShrinker
+    from hf_glmd.tasks.cloze import ClozeTask as ClozeTask
+    from hf_glmd.training.collators import WordPredictionCollator as WordPredictionCollator
+    from hf_glmd.training.config import GLMDConfig as GLMDConfig
+    from hf_glmd.training.teachers import LiveTeacher as LiveTeacher
+    from hf_glmd.training.trainer import GLMDTrainer as GLMDTrainer
+    from hf_glmd.vocab.vocab_map import VocabMap as VocabMap
