@@ -1,0 +1,1 @@
+"""The word-prediction loss and the soft-label loss."""
