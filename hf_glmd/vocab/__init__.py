@@ -1,0 +1,1 @@
+"""From counts to a smaller vocabulary: count, select, map, rewrite. Knows nothing of models."""
