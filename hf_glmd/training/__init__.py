@@ -1,0 +1,1 @@
+"""Teachers, configuration and the trainer."""

@@ -1,0 +1,69 @@
+"""GLMDConfig: everything a word-prediction distillation can be told, beside what the Trainer knows already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_glmd.errors import UsageError
+
+DEFAULT_TEMPERATURE = {"word_prediction": 15.0, "soft_label": 1.0}
+"""Of the paper, METHOD sections "Word-prediction loss" and "Stages"."""
+
+
+@dataclass
+class GLMDConfig(TrainingArguments):
+    """`transformers.TrainingArguments` plus the options of the distillation; each field's help text is its documentation.
+
+    Raises: UsageError, a value is out of range; all such values are named together.
+    """
+
+    objective: str = field(
+        default="word_prediction",
+        metadata={
+            "help": "word_prediction: KL to the teacher's predictions of words. soft_label: cross-entropy with its answers to a "
+            "cloze task."
+        },
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "Of both softmaxes. Unset: 15.0 for word_prediction, 1.0 for soft_label."}
+    )
+    positions: str = field(
+        default="all",
+        metadata={
+            "help": "Which positions count. all: every non-padding one (the paper). masked: those that hold the mask token only, "
+            "several times cheaper per step, for masked language models."
+        },
+    )
+    mask_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of the words that are masked. Unset: 0.15 if the tokenizer has a mask token, else 0."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Token ids per row when a dataset of text is tokenised. Unset: what both models can read, at most 512."
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        if self.objective not in DEFAULT_TEMPERATURE:
+            mistakes.append(f"objective='{self.objective}' is unknown, use 'word_prediction' or 'soft_label'")
+        elif self.temperature is None:
+            self.temperature = DEFAULT_TEMPERATURE[self.objective]
+        if self.temperature is not None and not self.temperature > 0:
+            mistakes.append(f"temperature={self.temperature} is not positive, the paper uses 15.0 for words and 1.0 for answers")
+        if self.positions not in ("all", "masked"):
+            mistakes.append(f"positions='{self.positions}' is unknown, use 'all' or 'masked'")
+        if self.mask_share is not None and not 0 <= self.mask_share < 1:
+            mistakes.append(f"mask_share={self.mask_share} is out of range, use 0 or more and less than 1, e.g. 0.15")
+        if self.max_length is not None and self.max_length < 3:
+            mistakes.append(f"max_length={self.max_length} leaves no room for text, use 3 or more")
+        if self.label_smoothing_factor:
+            mistakes.append("label_smoothing_factor has no meaning without labels, leave it at 0")
+        if mistakes:
+            raise UsageError("; ".join(mistakes) + ".")
+        super().__post_init__()

@@ -1,0 +1,77 @@
+"""Which words are hidden, and what counts."""
+
+import pytest
+import torch
+import vocab_helpers
+
+from hf_glmd import UsageError, WordPredictionCollator
+from hf_glmd.training.collators import AnswerCollator
+
+TOKENIZER = vocab_helpers.generic_tokenizer()
+ROWS = [{"input_ids": TOKENIZER(text)["input_ids"], "extra": "x"} for text in vocab_helpers.texts(12)]
+MASK = TOKENIZER.mask_token_id
+
+
+def test_all_positions_count_but_padding():
+    batch = WordPredictionCollator(TOKENIZER, "all", 0.3)(ROWS)
+    assert set(batch) == {"input_ids", "attention_mask", "prediction_mask"}
+    assert torch.equal(batch["prediction_mask"], batch["attention_mask"].bool())
+    assert (batch["input_ids"] == MASK).any()
+
+
+def test_only_hidden_words_count():
+    batch = WordPredictionCollator(TOKENIZER, "masked", 0.3)(ROWS)
+    assert torch.equal(batch["prediction_mask"], batch["input_ids"] == MASK)
+    assert 0.1 < batch["prediction_mask"].sum() / batch["attention_mask"].sum() < 0.4
+
+
+def test_a_blank_that_is_there_already_counts():
+    row = {"input_ids": [TOKENIZER.cls_token_id, MASK, TOKENIZER.sep_token_id]}
+    assert WordPredictionCollator(TOKENIZER, "masked", 0.0)([row])["prediction_mask"].tolist() == [[False, True, False]]
+
+
+def test_special_tokens_are_never_hidden():
+    batch = WordPredictionCollator(TOKENIZER, "masked", 0.9)(ROWS)
+    assert (batch["input_ids"][:, 0] == TOKENIZER.cls_token_id).all()
+
+
+def test_masks_belong_to_the_row_and_not_to_its_batch():
+    collator = WordPredictionCollator(TOKENIZER, "masked", 0.3)
+    whole = collator(ROWS)["input_ids"]
+    for number, row in enumerate(ROWS):
+        alone = collator([row])["input_ids"][0]
+        assert torch.equal(whole[number, : len(alone)], alone)
+
+
+def test_every_epoch_and_seed_hides_other_words():
+    collators = [WordPredictionCollator(TOKENIZER, "masked", 0.3, seed) for seed in (0, 0, 1)]
+    collators[1].epoch = 1
+    masks = [collator(ROWS)["prediction_mask"] for collator in collators]
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize(
+    ("positions", "share", "message"), [("some", 0.1, "positions='some'"), ("all", 1.0, "mask_share=1.0"), ("all", -0.1, "-0.1")]
+)
+def test_settings_out_of_range_are_refused(positions, share, message):
+    with pytest.raises(UsageError, match=message):
+        WordPredictionCollator(TOKENIZER, positions, share)
+
+
+def test_a_tokenizer_without_mask_token_can_only_count_everything():
+    causal = vocab_helpers.generic_tokenizer()
+    causal.mask_token = None
+    with pytest.raises(UsageError, match="no mask token"):
+        WordPredictionCollator(causal, "masked")
+    assert WordPredictionCollator(causal, "all", 0.0)(ROWS)["prediction_mask"].any()
+
+
+def test_answers_of_different_numbers_are_padded():
+    rows = [
+        {"input_ids": [1, MASK, 2], "blank": 1, "candidate_ids": [5, 6, 7], "answer": 2},
+        {"input_ids": [1, 9, MASK, 2], "blank": 2, "candidate_ids": [8, 9], "answer": 0},
+    ]
+    batch = AnswerCollator(TOKENIZER)(rows)
+    assert batch["candidate_ids"].tolist() == [[5, 6, 7], [8, 9, -100]]
+    assert batch["prediction_mask"].nonzero().tolist() == [[0, 1], [1, 2]]
+    assert batch["answer"].tolist() == [2, 0]

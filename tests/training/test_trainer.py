@@ -1,0 +1,202 @@
+"""The trainer's result does not depend on how the batch is cut, and nothing but the teacher's predictions reaches the student."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import training_helpers as helpers
+import vocab_helpers
+
+from hf_glmd import ClozeTask, UsageError, VocabMap
+from hf_glmd.losses.reference import dense_word_prediction_loss
+from hf_glmd.training.collators import WordPredictionCollator
+
+CUTS = [(6, 1), (3, 2), (2, 3), (1, 6)]  # rows per step, accumulated steps
+
+
+def run(folder, batch=6, accumulation=1, **settings) -> tuple[list[dict], torch.Tensor]:
+    trainer = helpers.trainer(folder, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **settings)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return logs, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("settings", [{"positions": "masked", "temperature": 2.0}, {"positions": "all"}])
+def test_micro_batches_and_accumulation_change_nothing(tmp_path, settings):
+    logs, weights = run(tmp_path, **settings)
+    assert len(logs) == 4 and logs[0]["loss"] > 0
+    for batch, accumulation in CUTS[1:]:
+        other_logs, other_weights = run(tmp_path, batch, accumulation, **settings)
+        for one, other in zip(logs, other_logs, strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+            assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+        torch.testing.assert_close(other_weights, weights, rtol=1e-4, atol=2e-6)
+
+
+def test_the_first_loss_is_that_of_the_formula(tmp_path):
+    """T^2, padding excluded, mean over the counted tokens of the whole batch, every position counted."""
+    logs, _ = run(tmp_path, max_steps=1, positions="all", temperature=15.0, train_sampling_strategy="sequential")
+    rows = [{"input_ids": ids} for ids in helpers.rows()["input_ids"][:6]]
+    collator = WordPredictionCollator(helpers.TOKENIZER, "all", 0.15, seed=42)
+    collator.epoch = 1
+    batch = collator(rows)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        student, teacher = (model(**inputs).logits.double() for model in (helpers.student(), helpers.teacher()))
+    values = dense_word_prediction_loss(student, teacher, 15.0)[batch["attention_mask"].bool()]
+    assert logs[0]["loss"] == pytest.approx(values.mean().item(), rel=1e-4)
+
+
+def test_evaluation_means_are_over_tokens_whatever_the_batch(tmp_path):
+    found = [helpers.trainer(tmp_path, per_device_eval_batch_size=size).evaluate() for size in (1, 4, 11)]
+    for name in ("eval_loss", "eval_kl", "eval_agreement"):
+        assert [metrics[name] for metrics in found[1:]] == pytest.approx([found[0][name]] * 2, rel=1e-5)
+    assert found[0]["eval_loss"] > 0
+
+
+def test_a_student_that_is_the_teacher_has_no_loss(tmp_path):
+    metrics = helpers.trainer(tmp_path, model=helpers.teacher(), positions="masked").evaluate()
+    assert abs(metrics["eval_loss"]) < 1e-3 and abs(metrics["eval_kl"]) < 1e-6 and metrics["eval_agreement"] == 1
+
+
+def test_training_brings_the_student_to_the_teacher(tmp_path):
+    trainer = helpers.trainer(tmp_path, max_steps=60, temperature=1.0, learning_rate=5e-3)
+    before = trainer.evaluate()
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] < 0.6 * before["eval_kl"]
+
+
+SCRIPT = """
+import json, sys
+import torch, training_helpers as helpers
+trainer = helpers.trainer(sys.argv[1], **json.loads(sys.argv[2]))
+metrics = trainer.evaluate()
+trainer.train()
+if trainer.is_world_process_zero():
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    torch.save({"metrics": metrics, "logs": logs, "weights": weights}, sys.argv[1] + "/result.pt")
+"""
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """DDP over gloo. 23 rows do not divide by 2 x 3: the last window is uneven, and evaluation repeats a row to fill up."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    results = {}
+    for processes, batch in ((1, 6), (2, 3)):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        settings = {"per_device_train_batch_size": batch, "max_steps": 8, "positions": "masked", "temperature": 2.0}
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        environment = {**_environment(), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*launch, str(script), str(folder), json.dumps(settings)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[processes] = torch.load(folder / "result.pt", weights_only=False)
+    one, two = results[1], results[2]
+    for name in ("eval_loss", "eval_kl", "eval_agreement"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5)
+    for name in ("loss", "grad_norm"):
+        # The 4th step is an epoch's last, of 5 rows: two processes see 6, as accelerate repeats one. Before it they are equal.
+        assert [log[name] for log in two["logs"][:3]] == pytest.approx([log[name] for log in one["logs"][:3]], rel=1e-4)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    here = str(Path(__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, str(Path(here).parent), os.environ.get("PYTHONPATH", "")])}
+
+
+TASK = ClozeTask("verbs", "call {mask} : {text}", {"yes": "walk", "no": "talk", "maybe": "jump"})
+
+
+def questions(labels: list[str] | None) -> datasets.Dataset:
+    texts = vocab_helpers.texts(12)
+    columns = {"text": texts} | ({"label": labels} if labels else {})
+    return TASK.encode(datasets.Dataset.from_dict(columns), helpers.TOKENIZER, 20, labelled=labels is not None)
+
+
+def test_gold_labels_have_no_influence_on_the_student(tmp_path):
+    weights = []
+    for labels in (["yes", "no"] * 6, ["maybe", "yes"] * 6, None):
+        rows = questions(labels)
+        weights.append(run(tmp_path, objective="soft_label", train_dataset=rows, eval_dataset=questions(None))[1])
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+
+
+def test_soft_labels_do_not_depend_on_the_cut(tmp_path):
+    losses = []
+    for batch, accumulation in ((6, 1), (2, 3)):
+        logs, _ = run(tmp_path, batch, accumulation, objective="soft_label", train_dataset=questions(None), eval_dataset=None)
+        losses.append([log["loss"] for log in logs])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_text_is_tokenised_by_itself(tmp_path):
+    text = datasets.Dataset.from_dict({"text": vocab_helpers.texts(30), "other": list(range(30))})
+    trainer = helpers.trainer(tmp_path, train_dataset=text, eval_dataset=text, max_steps=1)
+    assert trainer.train_dataset.column_names == ["input_ids"]
+    assert max(map(len, trainer.train_dataset["input_ids"])) == 40  # what both models can read
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_a_cut_vocabulary_needs_its_map_and_is_saved_with_the_student(tmp_path):
+    vocab_map = vocab_helpers.tiny_map()
+    small = vocab_helpers.tiny_model("bert", vocab_size=97)
+    with pytest.raises(UsageError, match="student predicts 97 tokens, the teacher 211.*vocab_map"):
+        helpers.trainer(tmp_path, model=small)
+    rows = datasets.Dataset.from_dict({"input_ids": [[0, 5, 6, 96], [1, 2, 3]]})
+    trainer = helpers.trainer(
+        tmp_path, model=small, vocab_map=vocab_map, train_dataset=rows, eval_dataset=rows, mask_share=0.0, max_steps=1
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert VocabMap.load(tmp_path / "saved").kept_ids.tolist() == vocab_map.kept_ids.tolist()
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "config.json", "vocab_map.safetensors"} <= names
+
+
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path):
+    whole = helpers.trainer(tmp_path / "whole", max_steps=6, positions="masked")
+    whole.train()
+    settings = {"max_steps": 6, "positions": "masked", "save_strategy": "steps", "save_steps": 3}
+    helpers.trainer(tmp_path / "cut", **settings).train()
+    resumed = helpers.trainer(tmp_path / "cut", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_teacher_of_nan_is_named(tmp_path):
+    broken = helpers.teacher()
+    broken.get_input_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(UsageError, match="teacher .* predicts NaN at step 0"):
+        helpers.trainer(tmp_path, teacher=broken).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"compute_metrics": lambda prediction: {}}, "compute_metrics"),
+        ({"processing_class": None}, "processing_class is missing"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, settings, message):
+    from hf_glmd import GLMDTrainer
+
+    with pytest.raises(UsageError, match=message):
+        GLMDTrainer(
+            **{"model": helpers.student(), "teacher": helpers.teacher(), "processing_class": helpers.TOKENIZER, **settings}
+        )
