@@ -1,0 +1,279 @@
+"""Records of a run as figures, each beside a CSV of its numbers."""
+
+from __future__ import annotations
+
+import csv
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_glmd.errors import UsageError
+from hf_glmd.records import RunRecord, StageRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# of Okabe and Ito, told apart by the colour-blind too; on an opaque white page, so that a dark web page does not swallow the text
+BLUE, ORANGE, GREY, INK, PAGE = "#0072B2", "#D55E00", "#8C8C8C", "#222222", "#FFFFFF"
+PALE_BLUE, PALE_GREY = "#A9D0EA", "#DADADA"
+
+DPI = 150
+
+
+def save_plots(record: RunRecord, directory: str | Path) -> list[Path]:
+    """Draws what the record has numbers for, as `NAME.png` and `NAME.csv`.
+
+    - long_tail: how often each token was counted, commonest first, and where the vocabulary was cut.
+    - parameters: of embeddings and body, teacher beside student.
+    - kl_over_steps: KL to the teacher on held-out rows, one panel per stage that has a curve; none has one, no such plot.
+
+    Args:
+        directory: made if it is not there; older plots in it are replaced.
+    Returns: paths of the PNGs and CSVs, in the order of `plot_titles`.
+    Raises: UsageError, matplotlib is not installed.
+    """
+    draw = {"long_tail": _draw_long_tail, "parameters": _draw_parameters, "kl_over_steps": _draw_kl}
+    tables = {"long_tail": _long_tail_table, "parameters": _parameter_table, "kl_over_steps": _kl_table}
+    _figure_class()  # before any file is written
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, title in plot_titles(record).items():
+        image, table = directory / f"{name}.png", directory / f"{name}.csv"
+        draw[name](record, title).savefig(image, format="png", dpi=DPI, facecolor=PAGE, metadata={"Software": None})
+        with open(table, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(tables[name](record))
+        paths += [image, table]
+    return paths
+
+
+def plot_titles(record: RunRecord) -> dict[str, str]:
+    """Name -> finding, of the plots that `save_plots` draws for this record."""
+    titles = {}
+    vocab = record.vocab
+    if any(count > 0 for count in record.counts_sorted):
+        titles["long_tail"] = (
+            f"{_share_in_words(vocab.size / vocab.original_size)} of the tokens cover {percent(vocab.coverage)} of the text"
+        )
+    share = record.student.parameters / record.teacher.parameters
+    titles["parameters"] = f"The student has {share:.0%} of the teacher's parameters"
+    if curves := _curves(record):
+        first = curves[0]
+        change = "falls" if first.kl[-1] < first.kl[0] else "rises" if first.kl[-1] > first.kl[0] else "goes"
+        titles["kl_over_steps"] = (
+            f"KL to the teacher {change} from {first.kl[0]:.2f} to {first.kl[-1]:.2f} nats in {first.steps_evaluated[-1]:,} steps"
+        )
+    return titles
+
+
+def percent(share: float | None) -> str:
+    """0.974 -> "97.4%". Only 1 is "100%" and only 0 is "0%": what lies close to them gets more digits. Unknown: "-"."""
+    if share is None or math.isnan(share):
+        return "-"
+    if share in (0, 1):
+        return f"{share:.0%}"
+    for digits in range(1, 6):
+        text = f"{share:.{digits}%}"
+        if float(text[:-1]) not in (0.0, 100.0):
+            break
+    return text
+
+
+def _share_in_words(share: float) -> str:
+    named = {1 / 4: "A quarter", 1 / 3: "A third", 1 / 2: "Half", 2 / 3: "Two thirds", 3 / 4: "Three quarters", 1.0: "All"}
+    for value, words in named.items():
+        if abs(share - value) < 0.002 and (share == 1 or value < 1):
+            return words
+    return f"{share:.0%}"
+
+
+def _curves(record: RunRecord) -> list[StageRecord]:
+    return [stage for stage in record.stages if stage.kl]
+
+
+def _figure_class() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("plots need matplotlib, which is not installed. Run: pip install hf_glmd[plots]") from error
+    return Figure
+
+
+def _figure(title: str, width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = _figure_class()(figsize=(width, height), facecolor=PAGE, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.03)
+    figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=13, fontweight="bold")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    for panel in axes:
+        panel.set_facecolor(PAGE)
+        panel.tick_params(colors=INK, labelsize=9)
+        for side, spine in panel.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(GREY)
+    return figure, axes
+
+
+def _draw_long_tail(record: RunRecord, title: str) -> Figure:
+    figure, [panel] = _figure(title, 7.2, 4.2)
+    points = [point for point in zip(record.count_ranks, record.counts_sorted, strict=True) if point[1] > 0]
+    first = min(record.count_ranks)  # ranks may start at 0 or 1
+    cut, total, coverage = record.vocab.size, record.vocab.original_size, record.vocab.coverage
+    kept = [point for point in points if point[0] < cut + first]
+    removed = kept[-1:] + [point for point in points if point[0] >= cut + first]
+    lowest = min(count for _, count in points) / 1.6  # a logarithm has no 0 to stand on
+    for part, line, fill in ((kept, BLUE, PALE_BLUE), (removed, GREY, PALE_GREY)):
+        panel.fill_between(*_columns(part), lowest, color=fill, linewidth=0)
+        panel.plot(*_columns(part), color=line, linewidth=2.2)
+    panel.set_yscale("log")
+    panel.set_xlim(first, first + total)
+    panel.set_ylim(lowest, max(count for _, count in points) * 1.6)
+    if cut < total:
+        panel.axvline(cut + first, color=ORANGE, linewidth=1.8, linestyle=(0, (5, 2)))
+        side = -1 if cut > 0.45 * total else 1  # where there is room
+        lines = (
+            (f"{cut:,} of {total:,} tokens kept", ORANGE),
+            (f"they cover {percent(coverage)} of the text", "#004B78"),
+            (f"cut: {percent(1 - coverage)}", "#5A5A5A"),
+        )
+        for number, (text, color) in enumerate(lines):
+            panel.annotate(
+                text,
+                (cut + first, 0.97),
+                xycoords=("data", "axes fraction"),
+                xytext=(side * 8, -17 * number),
+                textcoords="offset points",
+                ha="right" if side < 0 else "left",
+                va="top",
+                color=color,
+                fontsize=10.5,
+                fontweight="bold",
+            )
+    panel.set_xlabel("rank of the token, commonest first", color=INK, fontsize=10)
+    panel.set_ylabel("times counted (logarithmic)", color=INK, fontsize=10)
+    _plain_numbers(panel.xaxis, ticks=6)
+    _plain_numbers(panel.yaxis)
+    panel.grid(True, axis="y", color="#EEEEEE", linewidth=0.8)
+    panel.set_axisbelow(True)
+    return figure
+
+
+def _draw_parameters(record: RunRecord, title: str) -> Figure:
+    figure, [panel] = _figure(title, 7.2, 2.9)
+    models = (record.teacher, record.student)
+    largest = max(model.parameters for model in models)
+    width = 1.25 * largest
+    for place, model in enumerate(models):
+        left, beside = 0, [f"{model.parameters:,}"]
+        for count, color, label in ((model.embedding_parameters, BLUE, "embeddings"), (model.body_parameters, ORANGE, "body")):
+            panel.barh(
+                place,
+                count,
+                left=left,
+                height=0.62,
+                color=color,
+                edgecolor=PAGE,
+                linewidth=1.5,
+                label=label if place == 0 else None,
+            )
+            if count / largest > 0.01 + 0.0185 * len(f"{count:,}"):
+                panel.text(
+                    left + count / 2, place, f"{count:,}", ha="center", va="center", color=PAGE, fontsize=10, fontweight="bold"
+                )
+            else:  # too narrow for the figure
+                beside.append(f"{label} {count:,}")
+                width = 1.42 * largest
+            left += count
+        panel.text(left + 0.012 * largest, place, "\n".join(beside), ha="left", va="center", color=INK, fontsize=10)
+    panel.set_yticks(range(len(models)), ["teacher", "student"], fontsize=11)
+    panel.set_ylim(len(models) - 0.5, -0.5)
+    panel.set_xlim(0, width)
+    legend = panel.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False, fontsize=10.5, handlelength=0.9, handleheight=0.9
+    )
+    for text in legend.get_texts():
+        text.set_color(INK)
+    panel.tick_params(axis="y", length=0)
+    panel.set_xticks([])
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def _draw_kl(record: RunRecord, title: str) -> Figure:
+    curves = _curves(record)
+    figure, panels = _figure(title, max(7.2, 4.2 * len(curves)), 4.0, len(curves))
+    for panel, stage in zip(panels, curves, strict=True):
+        start, end = stage.kl[0], stage.kl[-1]
+        top = 1.12 * max(stage.kl) or 1.0
+        levels = [(start, f"start {start:.2f}", ORANGE), (end, f"end {end:.2f}", BLUE)]
+        if stage.name == "general":
+            levels.append((start / 3, f"a third {start / 3:.2f}", ORANGE))
+        for level, _, color in levels:
+            if color == ORANGE:
+                panel.axhline(level, color=ORANGE, linewidth=1.3, linestyle=(0, (5, 2)), zorder=1)
+        panel.plot(stage.steps_evaluated, stage.kl, color=BLUE, linewidth=2.2, marker="o", markersize=4.5, clip_on=False)
+        levels.sort(key=lambda level: level[0])
+        for place, (_, text, color) in zip(_spread([level for level, _, _ in levels], 0.065 * top), levels, strict=True):
+            panel.annotate(
+                text,
+                (1, place),
+                xycoords=("axes fraction", "data"),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=color,
+                fontsize=10,
+                fontweight="bold",
+            )
+        panel.set_xlim(min(0, *stage.steps_evaluated), max(1, *stage.steps_evaluated))
+        panel.set_ylim(0, top)
+        panel.set_title("\n".join(textwrap.wrap(stage.title, 36)), loc="left", fontsize=10.5, color=INK)
+        panel.set_xlabel("step", color=INK, fontsize=10)
+        _plain_numbers(panel.xaxis, ticks=5)
+        panel.grid(True, axis="y", color="#EEEEEE", linewidth=0.8)
+        panel.set_axisbelow(True)
+    panels[0].set_ylabel("KL to the teacher on held-out rows (nats)", color=INK, fontsize=10)
+    return figure
+
+
+def _spread(places: Sequence[float], gap: float) -> list[float]:
+    """The sorted places, moved up where needed so that neighbours are `gap` apart."""
+    spread: list[float] = []
+    for place in places:
+        spread.append(max(place, spread[-1] + gap) if spread else place)
+    return spread
+
+
+def _plain_numbers(axis, ticks: int | None = None) -> None:
+    """10,000 rather than 10^4; at most `ticks` of them on a linear axis."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    if ticks:
+        axis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _columns(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    return [rank for rank, _ in points], [count for _, count in points]
+
+
+def _long_tail_table(record: RunRecord) -> list[Sequence]:
+    return [("rank", "count"), *zip(record.count_ranks, record.counts_sorted, strict=True)]
+
+
+def _parameter_table(record: RunRecord) -> list[Sequence]:
+    models = (("teacher", record.teacher), ("student", record.student))
+    rows = [(name, model.embedding_parameters, model.body_parameters, model.parameters) for name, model in models]
+    return [("model", "embedding_parameters", "body_parameters", "parameters"), *rows]
+
+
+def _kl_table(record: RunRecord) -> list[Sequence]:
+    rows: list[Sequence] = [("stage", "step", "kl_nats", "agreement")]
+    for stage in _curves(record):
+        agreement = stage.agreement or [""] * len(stage.kl)
+        rows += [(stage.name, *point) for point in zip(stage.steps_evaluated, stage.kl, agreement, strict=True)]
+    return rows

@@ -1,0 +1,195 @@
+"""What a run did and what came out of it, as dataclasses, to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class ModelFacts:
+    """What a model weighs and how fast it is.
+
+    Attributes:
+        name: Hub name or folder.
+        layers: transformer layers; encoder and decoder together.
+        vocabulary: rows of the input embedding.
+        embedding_parameters: of the input and output embeddings, shared tables counted once.
+        body_parameters: all others.
+        file_bytes: size of the weights as saved, in `file_dtype`.
+        tokens_per_second: batch size -> tokens per second of a forward pass over rows of `speed_length` tokens.
+    """
+
+    name: str
+    layers: int
+    vocabulary: int
+    embedding_parameters: int
+    body_parameters: int
+    file_bytes: int
+    file_dtype: str
+    speed_length: int = 0
+    tokens_per_second: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens_per_second = {int(size): speed for size, speed in self.tokens_per_second.items()}  # JSON keys are strings
+
+    @property
+    def parameters(self) -> int:
+        return self.embedding_parameters + self.body_parameters
+
+
+@dataclass
+class WordScores:
+    """Word prediction at masked positions of held-out text.
+
+    Attributes:
+        positions: how many were scored.
+        accuracy: share where the likeliest token is the hidden one.
+        teacher_accuracy: the same of the teacher, among the student's tokens; None without a teacher.
+        kl: mean KL(teacher || student) at temperature 1, in nats; None without a teacher.
+        agreement: share where both find the same token likeliest; None without a teacher.
+    """
+
+    positions: int
+    accuracy: float
+    teacher_accuracy: float | None = None
+    kl: float | None = None
+    agreement: float | None = None
+
+
+@dataclass
+class TaskScores:
+    """A task's score on its test split.
+
+    Attributes:
+        name, metric: e.g. "docstring_library", "accuracy".
+        count: examples scored.
+        teacher, student: scores in [0, 1].
+        majority: score of always answering the commonest answer of the training split.
+        agreement: share of examples where both give the same answer.
+    """
+
+    name: str
+    metric: str
+    count: int
+    teacher: float
+    student: float
+    majority: float
+    agreement: float
+
+
+@dataclass
+class VocabFacts:
+    """What was cut from the vocabulary; the fields of `VocabShrinker`'s report that people read.
+
+    Attributes:
+        original_size, size: tokens before and after.
+        coverage: share of the counted tokens that were kept.
+        length_ratio: tokens per text after, divided by before.
+        tokens_per_text_before, tokens_per_text_after: on held-out text.
+        removed_examples: the commonest tokens that were cut.
+    """
+
+    original_size: int
+    size: int
+    coverage: float
+    length_ratio: float
+    tokens_per_text_before: float
+    tokens_per_text_after: float
+    removed_examples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StageRecord:
+    """One training stage as it went.
+
+    Attributes:
+        name: "general", "task_teacher", "task_words" or "task_answers".
+        title: what a person reads, e.g. "word prediction on plain text".
+        objective: "word_prediction", "soft_label" or "gold_labels" (of the teacher's own fine-tuning).
+        temperature: of both softmaxes; None for gold labels.
+        positions: "all" or "masked"; None for answers.
+        steps, seconds, batch_size, learning_rate: as run; `batch_size` over all processes and accumulation steps.
+        steps_evaluated, kl, agreement: the curve on held-out rows, KL at temperature 1 in nats; empty for gold labels.
+    """
+
+    name: str
+    title: str
+    objective: str
+    temperature: float | None
+    positions: str | None
+    steps: int
+    seconds: float
+    batch_size: int
+    learning_rate: float
+    steps_evaluated: list[int] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    agreement: list[float] = field(default_factory=list)
+
+
+@dataclass
+class RunRecord:
+    """A whole run: what `metrics.json` holds and model card, plots and table are made from.
+
+    Attributes:
+        words_start: the student before any training, beside the teacher, on held-out text.
+        words_general: after stage 1. None: the stage was skipped.
+        words_final: the published student, beside the same (general) teacher.
+        task: None where a run has no task.
+        corpus, hardware, command: in words.
+        versions: library -> version.
+        counts_sorted: counted occurrences of tokens, commonest first, thinned to at most 512 ranks; `count_ranks` are theirs.
+        max_tokens: longest input of the student.
+    """
+
+    name: str
+    teacher: ModelFacts
+    student: ModelFacts
+    vocab: VocabFacts
+    words_start: WordScores
+    words_general: WordScores | None
+    words_final: WordScores
+    task: TaskScores | None
+    stages: list[StageRecord]
+    corpus: str
+    hardware: str
+    command: str
+    versions: dict[str, str]
+    count_ranks: list[int]
+    counts_sorted: list[int]
+    max_tokens: int
+    seconds: float
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunRecord:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        parts: dict[str, Any] = {
+            "teacher": ModelFacts,
+            "student": ModelFacts,
+            "vocab": VocabFacts,
+            "words_start": WordScores,
+            "words_general": WordScores,
+            "words_final": WordScores,
+            "task": TaskScores,
+        }
+        for key, part in parts.items():
+            if data[key] is not None:
+                data[key] = part(**data[key])
+        data["stages"] = [StageRecord(**stage) for stage in data["stages"]]
+        return cls(**data)
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Writes whole or not at all: a run killed meanwhile leaves the old file, or none."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(unfinished, path)

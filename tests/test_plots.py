@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from record_examples import example_record
+
+from hf_glmd.errors import UsageError
+from hf_glmd.plots import _draw_kl, _draw_long_tail, _draw_parameters, _spread, percent, plot_titles, save_plots
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
+@pytest.fixture(scope="module")
+def plots(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run") / "plots"
+    return directory, save_plots(example_record(), directory)
+
+
+def test_every_plot_is_a_picture_with_its_numbers(plots):
+    from matplotlib.image import imread
+
+    directory, paths = plots
+    names = ["long_tail", "parameters", "kl_over_steps"]
+    assert paths == [directory / f"{name}.{kind}" for name in names for kind in ("png", "csv")]
+    assert sorted(directory.iterdir()) == sorted(paths)
+    for path in paths[::2]:
+        assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        pixels = imread(path)
+        assert pixels.shape[0] > 300 and pixels.shape[1] > 900
+        red, green, blue = (pixels[..., :3] * 255).astype(int).transpose(2, 0, 1)
+        assert len(np.unique(65536 * red + 256 * green + blue)) > 100, path
+        assert pixels.shape[2] == 3 or (pixels[..., 3] == 1).all(), "a see-through page is illegible on a dark one"
+
+
+def test_the_csv_has_the_numbers_of_the_record(plots):
+    directory, _ = plots
+    record = example_record()
+    header, *rows = read_csv(directory / "long_tail.csv")
+    assert header == ["rank", "count"]
+    assert [tuple(map(int, row)) for row in rows] == list(zip(record.count_ranks, record.counts_sorted, strict=True))
+    assert read_csv(directory / "parameters.csv")[1:] == [
+        ["teacher", "2129663", "3240977", "5370640"],
+        ["student", "1047809", "1661453", "2709262"],
+    ]
+    header, *rows = read_csv(directory / "kl_over_steps.csv")
+    assert header == ["stage", "step", "kl_nats", "agreement"]
+    points = [
+        (stage.name, *point)
+        for stage in record.stages
+        for point in zip(stage.steps_evaluated, stage.kl, stage.agreement, strict=True)
+    ]
+    assert [(name, int(step), float(kl), float(agreement)) for name, step, kl, agreement in rows] == points
+    assert {name for name, *_ in points} == {"general", "task_words"}
+
+
+def test_titles_state_the_finding():
+    assert plot_titles(example_record()) == {
+        "long_tail": "Half of the tokens cover 97.4% of the text",
+        "parameters": "The student has 50% of the teacher's parameters",
+        "kl_over_steps": "KL to the teacher falls from 3.58 to 1.26 nats in 811 steps",
+    }
+    record = example_record()
+    record.vocab = dataclasses.replace(record.vocab, size=3001, coverage=0.99996)
+    record.stages[0].kl = [1.0, 2.5]
+    record.stages[0].steps_evaluated = [0, 101]
+    titles = plot_titles(record)
+    assert titles["long_tail"] == "37% of the tokens cover 99.996% of the text"
+    assert titles["kl_over_steps"] == "KL to the teacher rises from 1.00 to 2.50 nats in 101 steps"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.9743, "97.4%"), (1, "100%"), (0.0, "0%"), (0.9996, "99.96%"), (0.0004, "0.04%"), (None, "-"), (float("nan"), "-")],
+)
+def test_percent_says_all_and_nothing_only_where_true(share, text):
+    assert percent(share) == text
+
+
+def test_without_curves_no_kl_plot_and_without_counts_no_tail(tmp_path):
+    record = example_record(count_ranks=[], counts_sorted=[])
+    for stage in record.stages:
+        stage.kl = []
+    assert [path.name for path in save_plots(record, tmp_path)] == ["parameters.png", "parameters.csv"]
+
+
+def test_lines_and_bars_are_the_numbers_of_the_record():
+    record = example_record()
+    general, words = _draw_kl(record, "t").axes
+    for panel, stage in ((general, record.stages[0]), (words, record.stages[2])):
+        curve = panel.lines[-1]
+        assert curve.get_xdata().tolist() == stage.steps_evaluated and curve.get_ydata().tolist() == stage.kl
+        assert panel.get_ylim()[0] == 0
+    assert {line.get_ydata()[0] for line in general.lines[:-1]} == {3.581, 3.581 / 3}
+    [panel] = _draw_parameters(record, "t").axes
+    assert [bar.get_width() for bar in panel.patches] == [2_129_663, 3_240_977, 1_047_809, 1_661_453]
+    assert {"2,129,663", "3,240,977", "1,047,809", "1,661,453", "5,370,640", "2,709,262"} <= {
+        text.get_text() for text in panel.texts
+    }
+
+
+def test_a_segment_too_narrow_for_its_number_is_named_beside_the_bar():
+    record = example_record()
+    record.student = dataclasses.replace(record.student, embedding_parameters=7_919)
+    [panel] = _draw_parameters(record, "t").axes
+    assert any("embeddings 7,919" in text.get_text() for text in panel.texts)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_kept_and_cut_ranks_meet_at_the_cut(first):
+    ranks = list(range(first, first + 211))
+    record = example_record(count_ranks=ranks, counts_sorted=[211 - rank for rank in range(211)])
+    record.vocab = dataclasses.replace(record.vocab, original_size=223, size=101)
+    [panel] = _draw_long_tail(record, "t").axes
+    kept, removed, cut = panel.lines
+    assert len(kept.get_xdata()) == 101 and kept.get_xdata()[-1] == removed.get_xdata()[0]
+    assert removed.get_xdata()[-1] == ranks[-1] and cut.get_xdata()[0] == first + 101
+
+
+@pytest.mark.parametrize("levels", [(3.581, 1.263), (3.581, 3.6), (3.581, 1.19), (1e-3, 1e-3)])
+def test_no_two_texts_of_the_kl_plot_overlap(levels):
+    record = example_record()
+    record.stages[0].kl = [levels[0], *[sum(levels) / 2] * 4, levels[1]]
+    figure = _draw_kl(record, plot_titles(record)["kl_over_steps"])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for panel in figure.axes for text in (*panel.texts, panel._left_title, panel.xaxis.label)]
+    boxes.append(figure._suptitle.get_window_extent())
+    overlapping = [(a, b) for number, a in enumerate(boxes) for b in boxes[:number] if a.padded(-1).overlaps(b.padded(-1))]
+    assert not overlapping
+
+
+def test_spread_keeps_order_and_distance():
+    assert _spread([1.0, 1.1, 3.0], 0.5) == [1.0, 1.5, 3.0]
+
+
+def test_drawing_leaves_pyplot_alone(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    save_plots(example_record(), tmp_path)
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_the_same_record_gives_the_same_bytes(plots, tmp_path):
+    _, paths = plots
+    again = save_plots(example_record(), tmp_path)
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+
+
+def test_missing_matplotlib_is_named_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UsageError, match=r"pip install hf_glmd\[plots\]"):
+        save_plots(example_record(), tmp_path / "plots")
+    assert not (tmp_path / "plots").exists()
