@@ -41,7 +41,7 @@ def load_corpus(name: str, config: str | None = None, seed: int = 0) -> datasets
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
         raise UsageError(
-            f"corpus '{name}' cannot be loaded: {reason}. Give 'docstrings', an existing file or folder, or a data set on the Hub."
+            f"corpus '{name}' cannot be loaded: {reason}. Give 'docstrings', a file, a folder, or a data set on the Hub."
         ) from error
     found = datasets.DatasetDict({_split_name(split): part for split, part in found.items()})
     if "train" not in found or len(found["train"]) == 0:
@@ -88,9 +88,9 @@ def _split_name(name: str) -> str:
 
 
 def _with_all_splits(found: datasets.DatasetDict, seed: int) -> datasets.DatasetDict:
+    count = min(HELD_OUT_ROWS, max(1, len(found["train"]) // 20))
     for split in ("validation", "test"):
         if split not in found:
-            count = min(HELD_OUT_ROWS, max(1, len(found["train"]) // 20))
             if len(found["train"]) <= count:
                 raise UsageError(f"the corpus has {len(found['train'])} texts, too few to hold some out. Give a longer one.")
             parts = found["train"].train_test_split(test_size=count, seed=seed)

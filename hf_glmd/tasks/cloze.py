@@ -34,7 +34,7 @@ class ClozeTask:
     Attributes:
         name: what tables call it.
         pattern: text with one `{mask}` and the columns it reads, e.g. "from {mask} : {text}".
-        verbalizers: answer as it stands in the data -> the one word that stands for it.
+        verbalizers: answer as it stands in the data (see `answer_key`) -> the one word that stands for it.
         label_column: where gold answers are, for the teacher's fine-tuning and for scoring.
         metric: predictions [n], references [n] (both indices into `verbalizers`) -> score in [0, 1].
         source: where pattern and words come from.
@@ -66,6 +66,11 @@ class ClozeTask:
     @property
     def answers(self) -> list[str]:
         return list(self.verbalizers)
+
+    @property
+    def answer_index(self) -> dict[str, int]:
+        """`answer_key` of a gold answer -> its place in `answers`."""
+        return {answer: number for number, answer in enumerate(self.answers)}
 
     @property
     def keep_texts(self) -> list[str]:
@@ -104,10 +109,10 @@ class ClozeTask:
                 f"task {self.name} reads the columns {missing}, the data have {dataset.column_names}. Rename one side."
             )
         if labelled:
-            unknown = set(dataset[self.label_column]) - set(self.verbalizers)
+            unknown = {answer_key(value) for value in dataset[self.label_column]} - set(self.verbalizers)
             if unknown:
                 raise UsageError(
-                    f"the data of task {self.name} have the answers {sorted(map(str, unknown))} in column '{self.label_column}', "
+                    f"the data of task {self.name} have the answers {sorted(unknown)} in column '{self.label_column}', "
                     f"its verbalizers are for {self.answers}. Add a word for each."
                 )
 
@@ -127,7 +132,7 @@ class ClozeTask:
         """
         self.check_columns(dataset, labelled)
         candidates = self.candidate_ids(tokenizer)
-        index = {answer: number for number, answer in enumerate(self.answers)}
+        index = self.answer_index
         start, end = boundary_ids(tokenizer)
         pieces = self._pieces()
         literals = _token_ids(pieces[::2], tokenizer)
@@ -155,12 +160,17 @@ class ClozeTask:
                 rows["input_ids"].append(ids + end)
             rows["candidate_ids"] = [candidates] * len(rows["blank"])
             if labelled:
-                rows["answer"] = [index[answer] for answer in batch[self.label_column]]
+                rows["answer"] = [index[answer_key(value)] for value in batch[self.label_column]]
             return rows
 
         return dataset.map(
             encode_batch, batched=True, remove_columns=dataset.column_names, desc=f"Writing {self.name} as cloze questions"
         )
+
+
+def answer_key(value: Any) -> str:
+    """A gold answer as recipes spell it: booleans as `true` and `false`, numbers by their digits."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @torch.no_grad()

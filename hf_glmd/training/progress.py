@@ -27,6 +27,11 @@ class StageProgress(ProgressCallback):
             self.current_step = state.global_step  # of a resumed run
             self.training_bar.update(state.global_step)
 
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs) -> None:
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if self.prediction_bar is not None:
+            self.prediction_bar.set_description("  held-out rows", refresh=False)
+
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         self.figures.update({SHOWN[name]: f"{value:.3g}" for name, value in (logs or {}).items() if name in SHOWN})
         if self.training_bar is not None:

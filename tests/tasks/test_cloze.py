@@ -67,6 +67,14 @@ def test_answers_come_in_the_order_of_the_rows_whatever_the_batches():
     assert isinstance(predict_answers(logits_at, questions, TOKENIZER, torch.device("cpu")), np.ndarray)
 
 
+@pytest.mark.parametrize("answers", [[True, False], [1, 0], ["1", "0"]])
+def test_answers_may_be_booleans_or_numbers(answers):
+    keys = ["true", "false"] if answers[0] is True else ["1", "0"]
+    task = ClozeTask("verbs", "{mask} : {text}", dict(zip(keys, ["walk", "talk"], strict=True)))
+    rows = datasets.Dataset.from_dict({"text": ["jump", "read"], "label": answers})
+    assert task.encode(rows, TOKENIZER, 12, labelled=True)["answer"][:] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -1,0 +1,721 @@
+"""A recipe, run from start to end: vocabulary, student, the training stages, scores, and what is written. It can be killed and
+started again at any moment: finished steps are kept, a stage goes on from its last checkpoint.
+
+    OUTPUT_DIR/
+        run.json        the recipe as it was understood
+        stages/         one folder per step, with its model and, once it is finished, done.json
+        student/        the result: weights, config, tokenizer, vocab_map.safetensors, README.md, plots/
+        metrics.json    a `RunRecord`: everything that was measured
+        plots/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_glmd.cards import render_card, terminal_table
+from hf_glmd.corpora.blocks import pack_blocks
+from hf_glmd.corpora.loading import load_corpus, require_text
+from hf_glmd.errors import UsageError
+from hf_glmd.evaluation import compare_word_predictions, hardware, model_facts, versions
+from hf_glmd.models.student import build_student
+from hf_glmd.plots import save_plots
+from hf_glmd.recipe import STAGES, Recipe
+from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, WordScores, write_json
+from hf_glmd.shrinker import VocabShrinker
+from hf_glmd.tasks.cloze import ClozeTask, answer_key, predict_answers
+from hf_glmd.training.collators import AnswerCollator
+from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.gold_answers import GoldAnswerTrainer
+from hf_glmd.training.progress import show_progress
+from hf_glmd.training.teachers import AUTO_CLASSES, LiveTeacher, load_config, load_word_model, word_model_class
+from hf_glmd.training.token_mean import TokenMeanTrainer
+from hf_glmd.training.trainer import MAX_DEFAULT_LENGTH, GLMDTrainer, max_positions
+from hf_glmd.vocab.vocab_map import VocabMap
+
+TITLES = {
+    "general": "Stage 1: word prediction on plain text",
+    "task_teacher": "The teacher learns the task",
+    "task_words": "Stage 2: word prediction on task text",
+    "task_answers": "Stage 3: the teacher's answers",
+}
+OWNED = ("run.json", "stages", "student", "metrics.json", "plots")
+"""What a run writes into its output folder, and all that --overwrite removes."""
+
+VERIFIED_TEXTS = 200
+"""Counted texts on which the smaller vocabulary is compared with the teacher's before anything is trained with it."""
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "eval_on_start": True,
+    "save_steps": 0.2,
+    "save_total_limit": 1,
+}
+"""Of every stage, unless the recipe says otherwise; shares are of the stage's steps."""
+
+
+def run_recipe(recipe: Recipe, overwrite: bool = False, command: str = "") -> RunRecord:
+    """Runs a recipe, or goes on with it, and prints what came out.
+
+    Every process of an `accelerate launch` calls this.
+
+    Args:
+        recipe: what to do.
+        overwrite: remove what an earlier run left in the output folder, and start anew.
+        command: how it was called, for the model card.
+    Returns: what was measured; it also stands in metrics.json.
+    Raises: UsageError, the recipe asks for what is not there or does not fit; before any training.
+    """
+    run = Run(recipe, command)
+    run.check()
+    run.claim_folder(overwrite)
+    return run.finish()
+
+
+class Run:
+    """A recipe on its way.
+
+    Args:
+        recipe: what to do.
+        command: how it was called.
+    """
+
+    def __init__(self, recipe: Recipe, command: str = "") -> None:
+        self.recipe, self.command = recipe, command
+        self.folder = Path(recipe.output_dir)
+        self.stages = self.folder / "stages"
+        self.state = PartialState(cpu=not torch.accelerator.is_available())
+
+    # What is given
+
+    @cached_property
+    def teacher_config(self) -> Any:
+        return load_config(self.recipe.teacher.model, revision=self.recipe.teacher.revision)
+
+    @cached_property
+    def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
+        try:
+            return AutoTokenizer.from_pretrained(self.recipe.teacher.model, revision=self.recipe.teacher.revision)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise UsageError(
+                f"no tokenizer at '{self.recipe.teacher.model}': {reason}. Put tokenizer.json beside the weights."
+            ) from error
+
+    @cached_property
+    def task(self) -> ClozeTask | None:
+        section = self.recipe.task
+        if section is None:
+            return None
+        return ClozeTask(section.name, section.pattern, section.verbalizers, section.label_column, source=section.source)
+
+    @cached_property
+    def corpus(self) -> datasets.DatasetDict:
+        section = self.recipe.corpus
+        with self.state.main_process_first():  # the others read what it cached
+            corpus = load_corpus(section.name, section.config, self.recipe.seed)
+        require_text(corpus, section.column, section.name)
+        corpus["train"] = _first_rows(corpus["train"], section.max_texts, self.recipe.seed)
+        return corpus
+
+    @cached_property
+    def task_data(self) -> datasets.DatasetDict:
+        section = self.recipe.task
+        assert section is not None and self.task is not None
+        with self.state.main_process_first():
+            data = load_corpus(section.data, section.config, self.recipe.seed)
+        for split in (section.train_split, section.test_split):
+            if split not in data:
+                raise UsageError(
+                    f"the data of task {section.name} have the splits {list(data)}, not '{split}'. Name one of them."
+                )
+        train, test = data[section.train_split], data[section.test_split]
+        self.task.check_columns(train, labelled=self.recipe.task_teacher is not None)
+        self.task.check_columns(test, labelled=True)
+        held_out = data["validation"] if section.test_split != "validation" else test
+        return datasets.DatasetDict(
+            train=_first_rows(train, section.max_train, self.recipe.seed),
+            validation=held_out,
+            test=_first_rows(test, section.max_test, self.recipe.seed),
+        )
+
+    @cached_property
+    def max_length(self) -> int:
+        return self.recipe.max_length or self._readable
+
+    @cached_property
+    def task_length(self) -> int:
+        assert self.recipe.task is not None
+        return self.recipe.task.max_length or self._readable
+
+    @property
+    def _readable(self) -> int:
+        return min(max_positions(self.teacher_config), self.teacher_tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
+
+    @property
+    def num_layers(self) -> int:
+        return self.recipe.student.num_layers or max(1, self.teacher_config.num_hidden_layers // 2)
+
+    # Checks, before anything costs time
+
+    def check(self) -> None:
+        """Everything that can be known without weights. Raises: UsageError, something is missing or does not fit."""
+        self.check_teacher()
+        self.check_stages()
+        self.say(f"Reading the corpus: {self.recipe.corpus.name} (the first time takes longest, then it is cached)")
+        require_text(self.corpus, self.recipe.corpus.column, self.recipe.corpus.name)
+        if self.task is not None:
+            self.task_data  # noqa: B018 - loads and checks it
+
+    def check_teacher(self) -> None:
+        recipe = self.recipe
+        masked_lm = AUTO_CLASSES[0]
+        if word_model_class(self.teacher_config) is not masked_lm:
+            raise UsageError(
+                f"teacher '{recipe.teacher.model}' is {' / '.join(self.teacher_config.architectures or ['of no class'])}, not a "
+                "masked language model. Recipes need one for now; GLMDTrainer takes causal models too."
+            )
+        for name, length in (("max_length", self.max_length), *([("task.max_length", self.task_length)] if recipe.task else [])):
+            if length > max_positions(self.teacher_config):
+                raise UsageError(
+                    f"{name}={length} is more than the {max_positions(self.teacher_config)} tokens the teacher can read."
+                )
+        layers = self.teacher_config.num_hidden_layers
+        if not 1 <= self.num_layers <= layers:
+            raise UsageError(
+                f"student.num_layers={recipe.student.num_layers}, the teacher has {layers} layers. Use 1 to {layers}."
+            )
+        if self.task is not None:
+            self.task.candidate_ids(self.teacher_tokenizer)
+
+    def check_stages(self) -> None:
+        for name in STAGES:
+            if getattr(self.recipe, name) is not None:
+                self.arguments(name)
+        if not any(getattr(self.recipe, name) is not None for name in STAGES if name != "task_teacher"):
+            raise UsageError(
+                "the recipe has no stage that trains the student. Add a section 'general' or a task with its stages."
+            )
+
+    def claim_folder(self, overwrite: bool) -> None:
+        """Makes the output folder this run's. Raises: UsageError, it holds a different run or something else."""
+        file = self.folder / "run.json"
+        ours = _comparable(self.recipe)
+        with self.state.main_process_first():
+            if overwrite and self.state.is_main_process:
+                for name in OWNED:
+                    _remove(self.folder / name)
+            if file.exists():
+                difference = _first_difference(json.loads(file.read_text(encoding="utf-8")), ours)
+                if difference:
+                    raise UsageError(
+                        f"'{self.folder}' holds a different run: {difference}. "
+                        "Give another --output_dir, or --overwrite to remove that run and start anew."
+                    )
+                self.say(f"Going on with the run in {self.folder}")
+            elif self.folder.exists() and any(self.folder.iterdir()):
+                raise UsageError(f"'{self.folder}' is not empty and holds no run of ours. Give another --output_dir.")
+            elif self.state.is_main_process:
+                write_json(file, ours)
+        self.state.wait_for_everyone()
+
+    # The steps
+
+    def finish(self) -> RunRecord:
+        """Every step that is not done yet, in order; prints the table at the end."""
+        metrics = self.folder / "metrics.json"
+        if metrics.exists():
+            self.say("Finished earlier. Nothing to do; --overwrite starts anew.")
+            record = RunRecord.load(metrics)
+        else:
+            set_seed(self.recipe.seed)
+            self.step("student", "Cutting the vocabulary and building the student", self.make_student)
+            previous = "student"
+            if self.recipe.general is not None:
+                self.train("general", previous)
+                previous = "general"
+            if self.recipe.task_teacher is not None:
+                self.train("task_teacher", None)
+            for name in ("task_words", "task_answers"):
+                if getattr(self.recipe, name) is not None:
+                    self.train(name, previous)
+                    previous = name
+            record = self.evaluate(previous)
+            self.publish(record, previous)
+        self.say("\n" + terminal_table(record))
+        self.say(
+            f'\nThe student is in {self.folder / "student"}: AutoModelForMaskedLM.from_pretrained("{self.folder / "student"}")'
+        )
+        return record
+
+    def step(self, name: str, title: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Work that is done once: its folder appears whole, with done.json, or not at all. All processes work, one writes."""
+        folder, unfinished = self.stages / name, self.stages / f"{name}.part"
+        if (folder / "done.json").exists():
+            self.say(f"{title}: done earlier")
+        else:
+            self.say(title)
+            if self.state.is_main_process:
+                _remove(unfinished)
+                unfinished.mkdir(parents=True)
+            facts = work(unfinished)
+            if self.state.is_main_process:
+                write_json(unfinished / "done.json", facts)
+                os.replace(unfinished, folder)
+        self.state.wait_for_everyone()
+        return json.loads((folder / "done.json").read_text(encoding="utf-8"))
+
+    def make_student(self, folder: Path) -> dict[str, Any]:
+        """Counts, cuts, builds; writes tokenizer, vocabulary map, counts and the untrained student."""
+        recipe, section, started = self.recipe, self.recipe.vocab, time.monotonic()
+        shrinker = VocabShrinker(self.teacher_tokenizer)
+        texts = _first_rows(self.corpus["train"], section.max_texts, recipe.seed)
+        if section.active:
+            shrinker.count(texts, column=recipe.corpus.column)  # each process counts its share
+        if not self.state.is_main_process:
+            return {}
+        teacher = self.load_teacher(self.recipe.teacher.model)
+        facts: dict[str, Any] = {}
+        vocab = None
+        if section.active:
+            vocab = shrinker.shrink(
+                **{k: v for k in ("size", "coverage", "min_count") if (v := getattr(section, k)) is not None},
+                keep=section.keep,
+                keep_texts=self.task.keep_texts if self.task else (),
+                removed=section.removed,
+                multiple_of=section.multiple_of,
+            )
+            vocab.verify(texts[:VERIFIED_TEXTS][recipe.corpus.column], model=teacher)
+            vocab.save_pretrained(folder)
+            shrinker.save_counts(folder / "counts.safetensors")
+            facts["report"] = dataclasses.asdict(vocab.report)
+            facts["curve"] = _long_tail(shrinker.counts)
+        else:
+            self.teacher_tokenizer.save_pretrained(folder)
+        student = build_student(
+            teacher,
+            num_layers=self.num_layers,
+            vocab=vocab,
+            init=recipe.student.init,
+            dtype=torch.float32,
+            **({"layers": recipe.student.layers} if recipe.student.layers else {}),
+            **recipe.student.config,
+        )
+        student.save_pretrained(folder)
+        return {**facts, "seconds": time.monotonic() - started}
+
+    @cached_property
+    def vocab_map(self) -> VocabMap | None:
+        return VocabMap.load(self.stages / "student") if self.recipe.vocab.active else None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's."""
+        return AutoTokenizer.from_pretrained(self.stages / "student")
+
+    def load_teacher(self, name_or_path: str | Path) -> PreTrainedModel:
+        """In fp32: it is run under autocast where a stage asks for less."""
+        revision = self.recipe.teacher.revision if str(name_or_path) == self.recipe.teacher.model else None
+        return load_word_model(name_or_path, dtype=torch.float32, revision=revision)
+
+    def train(self, name: str, previous: str | None) -> None:
+        """One training stage, from the student that `previous` left (None: from the teacher, on the task's gold answers)."""
+        folder = self.stages / name
+        if (folder / "done.json").exists():
+            self.say(f"{TITLES[name]}: done earlier")
+            return
+        checkpoints = folder / "checkpoints"
+        with self.state.main_process_first():
+            checkpoint = last_complete_checkpoint(checkpoints, remove_others=self.state.is_main_process)
+        clock = _Clock(checkpoints / "seconds.json", fresh=checkpoint is None)
+        trainer = self.trainer(name, previous)
+        trainer.add_callback(clock)
+        show_progress(trainer, TITLES[name])
+        if checkpoint is not None:
+            self.say(f"{TITLES[name]}: going on from step {checkpoint.name.split('-')[-1]}")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model(str(folder))
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            write_json(folder / "done.json", dataclasses.asdict(self.stage_record(name, trainer, clock.seconds)))
+            _remove(checkpoints)
+        self.state.wait_for_everyone()
+
+    def trainer(self, name: str, previous: str | None) -> TokenMeanTrainer:
+        """The trainer of a stage, its data included."""
+        args = self.arguments(name)
+        rows = self.recipe.evaluation.curve_rows
+        if name == "general":
+            train, held_out = self.blocks("train"), self.blocks("validation")
+        else:
+            tokenizer = self.teacher_tokenizer if previous is None else self.tokenizer
+            train, held_out = (self.questions(split, tokenizer, labelled=previous is None) for split in ("train", "validation"))
+        held_out = _first_rows(held_out, rows, self.recipe.seed)
+        if previous is None:
+            model = self.load_teacher(self.recipe.teacher.model)
+            return GoldAnswerTrainer(
+                model=model,
+                args=args,
+                train_dataset=train,
+                eval_dataset=held_out,
+                data_collator=AnswerCollator(self.teacher_tokenizer),
+                processing_class=self.teacher_tokenizer,
+            )
+        return GLMDTrainer(
+            model=load_word_model(self.stages / previous, dtype=torch.float32),
+            teacher=LiveTeacher(self.load_teacher(self.teacher_of(name)), self.vocab_map),
+            args=args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=self.tokenizer,
+            vocab_map=self.vocab_map,
+        )
+
+    def teacher_of(self, name: str) -> str | Path:
+        """The general teacher for plain text; for the task the one that was fine-tuned on it, if there is one."""
+        if name == "general" or self.recipe.task_teacher is None:
+            return self.recipe.teacher.model
+        return self.stages / "task_teacher"
+
+    def arguments(self, name: str) -> TrainingArguments:
+        """A stage's section as arguments. Raises: UsageError, a value makes no sense."""
+        options = {
+            **TRAINING_DEFAULTS,
+            "use_cpu": not torch.accelerator.is_available(),
+            "dataloader_pin_memory": torch.accelerator.is_available(),
+            **getattr(self.recipe, name),
+            "output_dir": str(self.stages / name / "checkpoints"),
+            "seed": self.recipe.seed,
+        }
+        try:
+            if name == "task_teacher":
+                return TrainingArguments(**options)
+            objective = "soft_label" if name == "task_answers" else "word_prediction"
+            return GLMDConfig(**options, objective=objective)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"section {name}: {' '.join(str(error).split())}") from error
+
+    def blocks(self, split: str) -> datasets.Dataset:
+        with self.state.main_process_first():
+            section = self.recipe.corpus
+            return pack_blocks(self.corpus[split], self.tokenizer, self.max_length, section.column, section.num_proc)
+
+    def questions(self, split: str, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> datasets.Dataset:
+        assert self.task is not None
+        with self.state.main_process_first():
+            return self.task.encode(self.task_data[split], tokenizer, self.task_length, labelled)
+
+    # What came out
+
+    def stage_record(self, name: str, trainer: Trainer, seconds: float) -> StageRecord:
+        args, curve = trainer.args, [entry for entry in trainer.state.log_history if "eval_kl" in entry]
+        return StageRecord(
+            name=name,
+            title=TITLES[name],
+            objective=getattr(args, "objective", "gold_labels"),
+            temperature=getattr(args, "temperature", None),
+            positions=args.positions if getattr(args, "objective", "") == "word_prediction" else None,
+            steps=trainer.state.global_step,
+            seconds=seconds,
+            batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            learning_rate=args.learning_rate,
+            steps_evaluated=[entry["step"] for entry in curve],
+            kl=[entry["eval_kl"] for entry in curve],
+            agreement=[entry["eval_agreement"] for entry in curve],
+        )
+
+    def evaluate(self, last: str) -> RunRecord:
+        """Scores the student at its start, after stage 1 and at its end, beside the teacher, on held-out text."""
+        started, section = time.monotonic(), self.recipe.evaluation
+        rows = _first_rows(self.blocks("test"), section.rows, self.recipe.seed)
+        self.say("Scoring")
+        teacher = LiveTeacher(self.load_teacher(self.recipe.teacher.model).to(self.state.device), self.vocab_map)
+
+        def words(stage: str, when: str) -> WordScores:
+            student = load_word_model(self.stages / stage, dtype=torch.float32).to(self.state.device)
+            return compare_word_predictions(student, teacher, self.tokenizer, rows, desc=f"Scoring masked words {when}")
+
+        scores = {
+            "words_start": words("student", "before training"),
+            "words_general": words("general", "after stage 1") if self.recipe.general is not None else None,
+            "words_final": words(last, "of the student"),
+        }
+        task = self.score_task(last)
+        details = json.loads((self.stages / "student" / "done.json").read_text(encoding="utf-8"))
+        records = [self.stages / name / "done.json" for name in STAGES if getattr(self.recipe, name) is not None]
+        stages = [StageRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in records]
+        before, after = self.tokens_per_text()
+        report = details.get("report", {})
+        size = len(self.teacher_tokenizer)
+        ranks, counts = details.get("curve", ([], []))
+        return RunRecord(
+            name=self.folder.name,
+            teacher=model_facts(teacher.model, self.recipe.teacher.model, section.speed_batch_sizes, section.speed_length),
+            student=model_facts(
+                load_word_model(self.stages / last, dtype=torch.float32).to(self.state.device),
+                self.folder.name,
+                section.speed_batch_sizes,
+                section.speed_length,
+            ),
+            vocab=VocabFacts(
+                original_size=report.get("original_size", size),
+                size=report.get("size", size),
+                coverage=report.get("coverage", 1.0),
+                length_ratio=after / before,
+                tokens_per_text_before=before,
+                tokens_per_text_after=after,
+                removed_examples=list(report.get("removed_examples", [])),
+            ),
+            **scores,
+            task=task,
+            stages=stages,
+            corpus=self.corpus_in_words(),
+            hardware=hardware(),
+            command=self.command,
+            versions=versions("hf_glmd", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
+            count_ranks=ranks,
+            counts_sorted=counts,
+            max_tokens=self.max_length,
+            seconds=details["seconds"] + sum(stage.seconds for stage in stages) + time.monotonic() - started,
+        )
+
+    def score_task(self, last: str) -> TaskScores | None:
+        """Both models' answers to the test questions; each reads them with its own tokenizer."""
+        if self.task is None:
+            return None
+        teacher = LiveTeacher(self.load_teacher(self.teacher_of("task_answers")).to(self.state.device))
+        student = LiveTeacher(load_word_model(self.stages / last, dtype=torch.float32).to(self.state.device))
+        answers = {}
+        for who, model, tokenizer in (("teacher", teacher, self.teacher_tokenizer), ("student", student, self.tokenizer)):
+            questions = self.questions("test", tokenizer, labelled=True)
+            answers[who] = predict_answers(model.logits, questions, tokenizer, self.state.device, desc=f"Answers of the {who}")
+        gold = np.array(questions["answer"])
+        labels = self.task_data["train"][self.task.label_column]
+        trained = np.bincount([self.task.answer_index[answer_key(label)] for label in labels])
+        score = self.task.metric
+        return TaskScores(
+            name=self.task.name,
+            metric=score.__name__,
+            count=len(gold),
+            teacher=score(answers["teacher"], gold),
+            student=score(answers["student"], gold),
+            majority=score(np.full_like(gold, trained.argmax()), gold),
+            agreement=float(np.mean(answers["teacher"] == answers["student"])),
+        )
+
+    def tokens_per_text(self) -> tuple[float, float]:
+        """Mean tokens per held-out text with the teacher's and with the student's tokenizer, specials left out."""
+        texts = self.corpus["test"][:2000][self.recipe.corpus.column]
+        before, after = (
+            np.mean([len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]])
+            for tokenizer in (self.teacher_tokenizer, self.tokenizer)
+        )
+        return float(before), float(after)
+
+    def corpus_in_words(self) -> str:
+        name = self.recipe.corpus.name
+        what = "docstrings of installed libraries" if name == "docstrings" else name
+        return f"{what}, {len(self.corpus['train']):,} texts"
+
+    def publish(self, record: RunRecord, last: str) -> None:
+        """Writes student/, plots/ and, as the last of all, metrics.json."""
+        if self.state.is_main_process:
+            unfinished, folder = self.folder / "student.part", self.folder / "student"
+            _remove(unfinished)
+            model = load_word_model(self.stages / last, dtype=torch.float32)
+            # As the teacher is stored, so that the sizes compare.
+            model.to(self.teacher_config.dtype or torch.float32).save_pretrained(unfinished)
+            self.tokenizer.save_pretrained(unfinished)
+            if self.vocab_map is not None:
+                self.vocab_map.save(unfinished)
+            for facts, path in ((record.student, unfinished), (record.teacher, Path(self.recipe.teacher.model))):
+                files = list(path.glob("*.safetensors")) if path.is_dir() else []
+                facts.file_bytes = sum(file.stat().st_size for file in files if file.name != "vocab_map.safetensors")
+                facts.file_dtype = str(self.teacher_config.dtype or torch.float32).removeprefix("torch.")
+            save_plots(record, unfinished / "plots")
+            _remove(self.folder / "plots")
+            shutil.copytree(unfinished / "plots", self.folder / "plots")
+            card = render_card(record, folder=str(folder), base_model=self.recipe.teacher.model)
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+            _remove(folder)
+            os.replace(unfinished, folder)
+            record.save(self.folder / "metrics.json")
+        self.state.wait_for_everyone()
+
+    def say(self, text: str) -> None:
+        if self.state.is_main_process:
+            print(text, flush=True)  # noqa: T201 - what the user sees
+
+
+class _Clock(TrainerCallback):
+    """Seconds that a stage took, over all of its restarts."""
+
+    def __init__(self, file: Path, fresh: bool) -> None:
+        self.file = file
+        self.before = 0.0 if fresh or not file.exists() else json.loads(file.read_text(encoding="utf-8"))["seconds"]
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            write_json(self.file, {"seconds": self.seconds})
+
+
+def last_complete_checkpoint(folder: Path, remove_others: bool = False) -> Path | None:
+    """The newest checkpoint that was written to its end.
+
+    The Trainer writes trainer_state.json last: a checkpoint without it is one that the process was killed in.
+
+    Args:
+        remove_others: delete the unfinished ones.
+    """
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append(path)
+        except (OSError, ValueError):
+            if remove_others:
+                _remove(path)
+    return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Checks all that can be known without weights and prints what a run would do.
+
+    Raises: UsageError, something is missing or does not fit.
+    """
+    run = Run(recipe)
+    run.check_stages()
+    notes = []
+    plan: list[tuple[str, str]] = [("output", str(run.folder) + (" (exists)" if (run.folder / "run.json").exists() else ""))]
+    try:
+        run.check_teacher()
+        config = run.teacher_config
+        before = _parameters(config)
+        plan.append(("teacher", f"{recipe.teacher.model}: {config.num_hidden_layers} layers, {before:,} parameters"))
+        plan.append(
+            ("student", f"{run.num_layers} layers, {_wanted_tokens(recipe, config.vocab_size)}, init from {recipe.student.init}")
+        )
+    except UsageError as error:
+        if not _is_unreachable(error):
+            raise
+        notes.append(f"teacher '{recipe.teacher.model}': on the Hub, which cannot be reached from here")
+    for what, name, look in (
+        ("corpus", recipe.corpus.name, lambda: run.corpus),
+        *([("task", f"{recipe.task.name} ({recipe.task.data})", lambda: run.task_data)] if recipe.task else []),
+    ):
+        try:
+            rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items())
+            plan.append((what, f"{name}: {rows}"))
+        except UsageError as error:
+            if not _is_unreachable(error):
+                raise
+            notes.append(f"{what} '{name}': on the Hub, which cannot be reached from here")
+    for name in STAGES:
+        if getattr(recipe, name) is not None:
+            plan.append((name, _stage_in_words(run.arguments(name))))
+    width = max(len(what) for what, _ in plan)
+    lines = [f"{what:<{width}}  {text}" for what, text in plan] + [f"not checked: {note}" for note in notes]
+    run.say("\n".join(lines))
+
+
+def _stage_in_words(args: TrainingArguments) -> str:
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    text = f"{length} of {batch} rows, learning rate {args.learning_rate:g}"
+    if isinstance(args, GLMDConfig):
+        positions = f", {args.positions} positions" if args.objective == "word_prediction" else ""
+        return f"{args.objective}, T = {args.temperature:g}{positions}; {text}"
+    return f"gold answers, for the teacher only; {text}"
+
+
+def _wanted_tokens(recipe: Recipe, rows: int) -> str:
+    section = recipe.vocab
+    if section.coverage is not None:
+        return f"the tokens that cover {section.coverage:.2%} of the text, of {rows:,}"
+    if section.min_count is not None:
+        return f"the tokens counted {section.min_count:,} times or more, of {rows:,}"
+    size = section.size if section.size is not None else rows
+    return f"{size if isinstance(size, int) else int(np.ceil(size * rows)):,} of {rows:,} tokens"
+
+
+def _parameters(config: Any) -> int:
+    with torch.device("meta"):
+        return word_model_class(config).from_config(config).num_parameters()
+
+
+def _is_unreachable(error: UsageError) -> bool:
+    cause = str(error.__cause__ or "").lower()
+    return any(words in cause for words in ("connect", "offline", "couldn't reach", "cannot reach", "resolve host", "proxy"))
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without its folder: what two runs must have in common to be one."""
+    data = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    del data["output_dir"]
+    return data
+
+
+def _first_difference(there: Any, here: Any, path: str = "") -> str | None:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in [*there, *(key for key in here if key not in there)]:
+            difference = _first_difference(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+            if difference:
+                return difference
+        return None
+    return None if there == here else f"{path} is {there!r} there and {here!r} here"
+
+
+def _first_rows(dataset: datasets.Dataset, count: int | None, seed: int) -> datasets.Dataset:
+    """`count` rows chosen at random, the same ones every time; all rows if there are no more."""
+    if count is None or len(dataset) <= count:
+        return dataset
+    return dataset.shuffle(seed=seed).select(range(count))
+
+
+def _long_tail(counts: np.ndarray, points: int = 512) -> tuple[list[int], list[int]]:
+    """Counts, commonest first, at ranks that are even on a logarithmic axis."""
+    ordered = np.sort(counts)[::-1]
+    ranks = np.unique(np.geomspace(1, len(ordered), points).round().astype(int))
+    return ranks.tolist(), ordered[ranks - 1].tolist()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def command_line() -> str:
+    return " ".join([os.path.basename(sys.executable), *sys.argv])

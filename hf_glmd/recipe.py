@@ -1,0 +1,318 @@
+"""What a recipe file can say: its sections, read from YAML and the command line, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_glmd.errors import UsageError, nearest
+
+STAGES = ("general", "task_teacher", "task_words", "task_answers")
+"""The training stages in their order; each is a section of the file."""
+
+
+def _help(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    if factory is not dataclasses.MISSING:
+        return field(default_factory=factory, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TeacherSection:
+    model: str = _help("The teacher: a folder, or the name of a model on the Hub.")
+    revision: str | None = _help("Branch, tag or commit on the Hub.", None)
+
+
+@dataclass
+class CorpusSection:
+    name: str = _help(
+        "Plain text: 'docstrings' (of installed libraries, no download), a data set on the Hub, or files.", "docstrings"
+    )
+    config: str | None = _help("Configuration of a data set on the Hub.", None)
+    column: str = _help("Column that holds the text.", "text")
+    max_texts: int | None = _help("Use only that many training texts.", None)
+    num_proc: int | None = _help("Processes that tokenise.", None)
+
+
+@dataclass
+class VocabSection:
+    size: float | None = _help("Share of the tokens to keep (0.5), or their exact number (15000).", None)
+    coverage: float | None = _help("Or: keep the smallest vocabulary that covers this share of the counted tokens.", None)
+    min_count: int | None = _help("Or: keep every token that was counted at least this often.", None)
+    keep: list[str] = _help("Tokens that must stay, beside those of the task.", factory=list)
+    multiple_of: int = _help("Round the size up to a multiple of this.", 1)
+    removed: str = _help("What happens to removed tokens. 'resegment': they are re-split into kept pieces.", "resegment")
+    max_texts: int | None = _help("Count only that many training texts.", None)
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size > 1:
+            if self.size != int(self.size):
+                raise UsageError(f"vocab.size={self.size} is neither a share of at most 1 nor a whole number of tokens.")
+            self.size = int(self.size)  # 15000, written as a number of tokens
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is cut at all."""
+        return any(value is not None for value in (self.size, self.coverage, self.min_count))
+
+
+@dataclass
+class StudentSection:
+    num_layers: int | None = _help("Layers of the student. Unset: half of the teacher's.", None)
+    layers: list[int] | None = _help("Which teacher layers it starts from. Unset: spread evenly, first and last included.", None)
+    init: str = _help("'teacher': start from the teacher's weights. 'random': from scratch, as in the paper.", "teacher")
+    config: dict[str, Any] = _help(
+        "Other values of the model's configuration, e.g. {hidden_size: 512}; needs init: random.", factory=dict
+    )
+
+
+@dataclass
+class TaskSection:
+    name: str = _help("What tables call the task.")
+    pattern: str = _help("Text with one {mask} and the columns it reads, e.g. 'from {mask} : {text}'.")
+    verbalizers: dict[str, str] = _help("Answer, as it stands in the data -> the one word that stands for it.")
+    data: str = _help("'docstrings', a data set on the Hub, or a folder with train/validation/test files.", "docstrings")
+    config: str | None = _help("Configuration of a data set on the Hub.", None)
+    label_column: str = _help("Column of the gold answers: for the teacher and for scoring, never for the student.", "label")
+    train_split: str = _help("Split to train on.", "train")
+    test_split: str = _help("Split to score on; it needs gold answers.", "test")
+    max_length: int | None = _help("Token ids per example. Unset: what the teacher can read, at most 512.", None)
+    max_train: int | None = _help("Use only that many training examples.", None)
+    max_test: int | None = _help("Score only that many test examples.", None)
+    source: str = _help("Where pattern and words come from.", "")
+
+
+@dataclass
+class EvaluationSection:
+    rows: int = _help("Held-out rows on which masked words are scored, before and after.", 512)
+    curve_rows: int = _help("Held-out rows on which the KL is measured while training.", 64)
+    speed_batch_sizes: list[int] = _help("Batch sizes for tokens per second.", factory=lambda: [1, 32])
+    speed_length: int = _help("Tokens per row when measuring speed.", 128)
+
+
+@dataclass
+class Recipe:
+    """A whole run. A stage that is set to null is left out."""
+
+    output_dir: str = _help("Where everything is written.")
+    teacher: TeacherSection = _help("")
+    corpus: CorpusSection = _help("", factory=CorpusSection)
+    vocab: VocabSection = _help("", factory=VocabSection)
+    student: StudentSection = _help("", factory=StudentSection)
+    max_length: int | None = _help("Token ids per row of plain text. Unset: what the teacher can read, at most 512.", None)
+    seed: int = _help("Of everything that is drawn.", 0)
+    general: dict[str, Any] | None = _help("Stage 1, word prediction on plain text: any field of GLMDConfig.", None)
+    task: TaskSection | None = _help("", None)
+    task_teacher: dict[str, Any] | None = _help(
+        "Fine-tuning of the teacher with gold answers: any field of TrainingArguments.", None
+    )
+    task_words: dict[str, Any] | None = _help("Stage 2, word prediction on the task's text: any field of GLMDConfig.", None)
+    task_answers: dict[str, Any] | None = _help("Stage 3, the teacher's answers as soft labels: any field of GLMDConfig.", None)
+    evaluation: EvaluationSection = _help("", factory=EvaluationSection)
+
+    def __post_init__(self) -> None:
+        from transformers import TrainingArguments
+
+        from hf_glmd.training.config import GLMDConfig
+
+        if self.student.init not in ("teacher", "random"):
+            raise UsageError(f"student.init='{self.student.init}' is unknown. Use 'teacher' or 'random'.")
+        for stage in STAGES:
+            options = getattr(self, stage)
+            # The teacher's fine-tuning is no distillation: it has a temperature as little as a teacher.
+            arguments = TrainingArguments if stage == "task_teacher" else GLMDConfig
+            hints = typing.get_type_hints(arguments)
+            if options is None:
+                continue
+            if stage != "general" and self.task is None:
+                raise UsageError(f"section '{stage}' needs a section 'task'. Add it, or leave '{stage}' out.")
+            for name, value in options.items():
+                if name not in hints or name in RESERVED:
+                    why = RESERVED.get(
+                        name, f"is not a field of {arguments.__name__}. {nearest(name, set(hints) - set(RESERVED))}"
+                    )
+                    raise UsageError(f"{stage}.{name} {why}")
+                options[name] = _converted(value, hints[name], f"{stage}.{name}")
+
+
+RESERVED = {
+    "output_dir": "is set by the recipe. Use the top level's output_dir.",
+    "objective": "follows from the stage. Leave it out.",
+    "seed": "is set by the recipe. Use the top level's seed.",
+}
+"""GLMDConfig fields that a stage must not set, and why."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: words of the command line, `--vocab.size 0.25` or `--vocab.size=0.25`; values are YAML.
+    Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UsageError(
+            f"recipe file '{path}' does not exist. " + (nearest(str(path), others) if others else "Give the path of a YAML file.")
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe file '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"recipe file '{path}' holds no sections. See recipes/quickstart.yaml.")
+    for key, value in _parse_overrides(overrides):
+        _set(data, key, value)
+    return _build(Recipe, data, "")
+
+
+def options_help() -> str:
+    """One line per key of a recipe, for `--help`."""
+    lines = []
+    for name, hint in typing.get_type_hints(Recipe).items():
+        section = _section_of(hint)
+        help_text = Recipe.__dataclass_fields__[name].metadata["help"]
+        if section is None:
+            lines.append(f"  --{name}  {help_text}" if name not in STAGES else f"  --{name}.FIELD  {help_text}")
+        else:
+            lines += [f"  --{name}.{part.name}  {part.metadata['help']}" for part in dataclasses.fields(section)]
+    return "\n".join(lines)
+
+
+def _parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
+    pairs = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise UsageError(f"'{word}' is not an option. Override a value with --section.key value, e.g. --vocab.size 0.25.")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key} has no value. Write --{key} value.")
+            text = rest.pop(0)
+        try:
+            pairs.append((key.replace("-", "_"), yaml.safe_load(text)))
+        except yaml.YAMLError as error:
+            raise UsageError(f"--{key}: '{text}' is not a YAML value. Put quotes around it.") from error
+    return pairs
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for number, parent in enumerate(parents):
+        if data.get(parent) is None:
+            data[parent] = {}
+        data = data[parent]
+        if not isinstance(data, dict):
+            raise UsageError(f"--{key}: '{'.'.join(parents[: number + 1])}' is a value, not a section.")
+    data[leaf] = value
+
+
+def _build(section: type, data: Any, path: str) -> Any:
+    """A dataclass out of a mapping; `path` is where it stands in the file."""
+    if not isinstance(data, Mapping):
+        keys = ", ".join(part.name for part in dataclasses.fields(section))
+        raise UsageError(f"{path} is {_shown(data)}, a section with the keys {keys} is wanted.")
+    hints = typing.get_type_hints(section)
+    prefix = f"{path}." if path else ""
+    for name in data:
+        if name not in hints:
+            known = {f"{prefix}{hint}" for hint in hints} | (set(_all_keys()) if not path else set())
+            raise UsageError(f"unknown key '{prefix}{name}'. {nearest(f'{prefix}{name}', known)}")
+    values = {name: _converted(value, hints[name], prefix + name) for name, value in data.items()}
+    missing = [
+        f"{prefix}{f.name}"
+        for f in dataclasses.fields(section)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise UsageError(
+            f"{', '.join(missing)} is missing. {section.__dataclass_fields__[missing[0].split('.')[-1]].metadata['help']}"
+        )
+    return section(**values)
+
+
+def _all_keys() -> list[str]:
+    keys = []
+    for name, hint in typing.get_type_hints(Recipe).items():
+        section = _section_of(hint)
+        keys += [f"{name}.{part.name}" for part in dataclasses.fields(section)] if section else [name]
+    from hf_glmd.training.config import GLMDConfig
+
+    return keys + [f"{stage}.{part.name}" for stage in STAGES for part in dataclasses.fields(GLMDConfig)]
+
+
+def _section_of(hint: Any) -> type | None:
+    return next((part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None)
+
+
+def _converted(value: Any, hint: Any, path: str) -> Any:
+    """`value` as `hint` wants it. Raises: UsageError, it is of another type."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    for option in options:
+        if dataclasses.is_dataclass(option) and value is not None:
+            return _build(typing.cast(type, option), value, path)
+        done, result = _fits(value, option, path)
+        if done:
+            return result
+    names = " or ".join(_type_name(option) for option in options)
+    raise UsageError(f"{path}={_shown(value)} is of type {type(value).__name__}, {names} is wanted.")
+
+
+def _fits(value: Any, option: Any, path: str) -> tuple[bool, Any]:
+    origin, arguments = typing.get_origin(option), typing.get_args(option)
+    if option is Any:
+        return True, value
+    if option in (None, type(None)):
+        return value is None, None
+    if origin is typing.Literal:
+        return value in arguments, value
+    if option is bool or isinstance(value, bool):
+        return isinstance(value, bool) and option is bool, value
+    if option is float:
+        # YAML 1.1 reads 1e-3, which everybody writes, as a string.
+        try:
+            return (True, float(value)) if isinstance(value, (int, float, str)) else (False, value)
+        except ValueError:
+            return False, value
+    if option is int and isinstance(value, str):
+        return value.lstrip("-").isdigit(), int(value) if value.lstrip("-").isdigit() else value
+    if origin is list and isinstance(value, list):
+        return True, [_converted(item, arguments[0], f"{path}[{number}]") for number, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return True, {_text_key(key): _converted(item, arguments[1], f"{path}.{key}") for key, item in value.items()}
+    if isinstance(option, type) and issubclass(option, enum.Enum):
+        return False, value  # the `| str` beside it takes the value, and the Trainer checks it
+    if isinstance(option, type):
+        return isinstance(value, option), value
+    return False, value
+
+
+def _text_key(key: Any) -> str:
+    return str(key).lower() if isinstance(key, bool) else str(key)
+
+
+def _type_name(option: Any) -> str:
+    return (
+        "null"
+        if option is type(None)
+        else getattr(option, "__name__", str(option))
+        if typing.get_origin(option) is None
+        else str(option)
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,51 @@
+"""What the README promises is run."""
+
+import re
+
+import datasets
+import recipe_helpers
+import vocab_helpers
+import yaml
+
+from hf_glmd import ClozeTask
+from hf_glmd.recipe import TaskSection, _build, load_recipe
+
+README = (recipe_helpers.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_its_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    code = code.replace('GLMDConfig("small")', 'GLMDConfig("small", max_steps=1, use_cpu=True, report_to="none")')
+    assert "max_steps=1" in code
+    space = {
+        "tokenizer": vocab_helpers.generic_tokenizer(),
+        "teacher": vocab_helpers.tiny_model("bert"),
+        "corpus": datasets.Dataset.from_dict({"text": vocab_helpers.texts(50)}),
+    }
+    # The tiny vocabulary is mostly single characters, which stay.
+    exec(code.replace("size=0.5", "size=0.6"), space)
+    assert space["student"].config.num_hidden_layers == 2 and space["student"].config.vocab_size == 127
+
+
+def test_its_files_exist():
+    for path in re.findall(r"(?:recipes|model_cards)/[\w/.]+\w", README):
+        assert (recipe_helpers.ROOT / path).exists(), path
+
+
+def test_its_task_is_one():
+    (text,) = blocks("yaml")
+    section = _build(TaskSection, yaml.safe_load(text)["task"], "task")
+    assert ClozeTask(section.name, section.pattern, section.verbalizers).columns == ["text"]
+
+
+def test_the_recipes_are_valid_and_headed_by_their_command():
+    recipes = sorted((recipe_helpers.ROOT / "recipes").glob("*.yaml"))
+    assert len(recipes) >= 2
+    for path in recipes:
+        load_recipe(path)
+        assert path.read_text().startswith(f"# accelerate launch recipes/glmd.py --config recipes/{path.name}\n")
