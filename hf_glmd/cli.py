@@ -33,11 +33,13 @@ def run_recipe_command(argv: Sequence[str] | None = None) -> int:
         from hf_glmd.recipe import load_recipe
 
         recipe = load_recipe(known.config, overrides)
-        from hf_glmd.pipeline import print_plan, run_recipe
-
         if known.dry_run:
+            from hf_glmd.plan import print_plan
+
             print_plan(recipe)
         else:
+            from hf_glmd.pipeline import run_recipe
+
             run_recipe(recipe, known.overwrite, command=" ".join(["accelerate launch", *sys.argv]))
     except UsageError as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -27,7 +26,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -45,7 +43,7 @@ from hf_glmd.models.student import build_student
 from hf_glmd.plots import save_plots
 from hf_glmd.recipe import STAGES, Recipe
 from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, WordScores, write_json
-from hf_glmd.shrinker import VocabShrinker
+from hf_glmd.shrinker import VocabShrinker, load_tokenizer
 from hf_glmd.tasks.cloze import ClozeTask, answer_key, predict_answers
 from hf_glmd.training.collators import AnswerCollator
 from hf_glmd.training.config import GLMDConfig
@@ -120,13 +118,7 @@ class Run:
 
     @cached_property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
-        try:
-            return AutoTokenizer.from_pretrained(self.recipe.teacher.model, revision=self.recipe.teacher.revision)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise UsageError(
-                f"no tokenizer at '{self.recipe.teacher.model}': {reason}. Put tokenizer.json beside the weights."
-            ) from error
+        return load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
 
     @cached_property
     def task(self) -> ClozeTask | None:
@@ -337,7 +329,7 @@ class Run:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The student's."""
-        return AutoTokenizer.from_pretrained(self.stages / "student")
+        return load_tokenizer(self.stages / "student")
 
     def load_teacher(self, name_or_path: str | Path) -> PreTrainedModel:
         """In fp32: it is run under autocast where a stage asks for less."""
@@ -609,76 +601,6 @@ def last_complete_checkpoint(folder: Path, remove_others: bool = False) -> Path 
     return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
-def print_plan(recipe: Recipe) -> None:
-    """Checks all that can be known without weights and prints what a run would do.
-
-    Raises: UsageError, something is missing or does not fit.
-    """
-    run = Run(recipe)
-    run.check_stages()
-    notes = []
-    plan: list[tuple[str, str]] = [("output", str(run.folder) + (" (exists)" if (run.folder / "run.json").exists() else ""))]
-    try:
-        run.check_teacher()
-        config = run.teacher_config
-        before = _parameters(config)
-        plan.append(("teacher", f"{recipe.teacher.model}: {config.num_hidden_layers} layers, {before:,} parameters"))
-        plan.append(
-            ("student", f"{run.num_layers} layers, {_wanted_tokens(recipe, config.vocab_size)}, init from {recipe.student.init}")
-        )
-    except UsageError as error:
-        if not _is_unreachable(error):
-            raise
-        notes.append(f"teacher '{recipe.teacher.model}': on the Hub, which cannot be reached from here")
-    for what, name, look in (
-        ("corpus", recipe.corpus.name, lambda: run.corpus),
-        *([("task", f"{recipe.task.name} ({recipe.task.data})", lambda: run.task_data)] if recipe.task else []),
-    ):
-        try:
-            rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items())
-            plan.append((what, f"{name}: {rows}"))
-        except UsageError as error:
-            if not _is_unreachable(error):
-                raise
-            notes.append(f"{what} '{name}': on the Hub, which cannot be reached from here")
-    for name in STAGES:
-        if getattr(recipe, name) is not None:
-            plan.append((name, _stage_in_words(run.arguments(name))))
-    width = max(len(what) for what, _ in plan)
-    lines = [f"{what:<{width}}  {text}" for what, text in plan] + [f"not checked: {note}" for note in notes]
-    run.say("\n".join(lines))
-
-
-def _stage_in_words(args: TrainingArguments) -> str:
-    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    text = f"{length} of {batch} rows, learning rate {args.learning_rate:g}"
-    if isinstance(args, GLMDConfig):
-        positions = f", {args.positions} positions" if args.objective == "word_prediction" else ""
-        return f"{args.objective}, T = {args.temperature:g}{positions}; {text}"
-    return f"gold answers, for the teacher only; {text}"
-
-
-def _wanted_tokens(recipe: Recipe, rows: int) -> str:
-    section = recipe.vocab
-    if section.coverage is not None:
-        return f"the tokens that cover {section.coverage:.2%} of the text, of {rows:,}"
-    if section.min_count is not None:
-        return f"the tokens counted {section.min_count:,} times or more, of {rows:,}"
-    size = section.size if section.size is not None else rows
-    return f"{size if isinstance(size, int) else int(np.ceil(size * rows)):,} of {rows:,} tokens"
-
-
-def _parameters(config: Any) -> int:
-    with torch.device("meta"):
-        return word_model_class(config).from_config(config).num_parameters()
-
-
-def _is_unreachable(error: UsageError) -> bool:
-    cause = str(error.__cause__ or "").lower()
-    return any(words in cause for words in ("connect", "offline", "couldn't reach", "cannot reach", "resolve host", "proxy"))
-
-
 def _comparable(recipe: Recipe) -> dict[str, Any]:
     """The recipe without its folder: what two runs must have in common to be one."""
     data = json.loads(json.dumps(dataclasses.asdict(recipe)))
@@ -715,7 +637,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def command_line() -> str:
-    return " ".join([os.path.basename(sys.executable), *sys.argv])

@@ -98,7 +98,7 @@ class VocabShrinker:
 
     def __init__(self, tokenizer: Any) -> None:
         if isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = _load_tokenizer(tokenizer)
+            tokenizer = load_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
         self._counted = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
@@ -354,7 +354,7 @@ class ShrunkVocab:
             report = VocabReport(**json.loads(report_file.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
             raise UsageError(f"'{report_file}' cannot be read ({error}): save the vocabulary again.") from error
-        return cls(_load_tokenizer(directory), vocab_map, report, original_tokenizer=original_tokenizer)
+        return cls(load_tokenizer(directory), vocab_map, report, original_tokenizer=original_tokenizer)
 
     def verify(self, texts: Iterable[str], model: Any = None) -> VerifyReport:
         """Compares the small tokenizer, as saved and loaded again, with the original one; and a model with its smaller copy.
@@ -382,7 +382,7 @@ class ShrunkVocab:
                 raise RuntimeError(f"The map says token {small_id} is {theirs!r}, but it is {ours!r}.")
         with tempfile.TemporaryDirectory() as folder:
             _write_tokenizer(self.tokenizer, Path(folder), [*self._probes, *texts[:200]])
-            reloaded = backend_of(_load_tokenizer(folder))
+            reloaded = backend_of(load_tokenizer(folder))
         result = VerifyReport(texts=len(texts), texts_all_kept=0)
         for start in range(0, len(texts), 1_000):
             chunk = texts[start : start + 1_000]
@@ -440,13 +440,16 @@ def _encode(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _load_tokenizer(name: str | os.PathLike[str]) -> Any:
+def load_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
+    """The tokenizer of a Hub name or a folder. Raises: UsageError, there is none."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise UsageError(f"No tokenizer can be loaded from '{name}': {str(error).splitlines()[0]}") from error
+        raise UsageError(
+            f"No tokenizer can be loaded from '{name}': {str(error).splitlines()[0].rstrip('.')}. Put tokenizer.json there."
+        ) from error
 
 
 def _kept_ids(keep: Iterable[str | int], vocabulary: dict[str, int]) -> list[int]:
@@ -480,7 +483,7 @@ def _small_tokenizer(original: Any, data: dict[str, Any], probes: list[str]) -> 
     """The tokenizer of `data`, of the original's class and settings where that class leaves its ids alone."""
     with tempfile.TemporaryDirectory() as folder:
         _write_tokenizer(original, Path(folder), probes, data)
-        tokenizer = _load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     # The folder is gone: it must not be looked for, or be written into a model card as the origin.
     tokenizer.name_or_path = ""
     tokenizer.init_kwargs.pop("name_or_path", None)
@@ -534,7 +537,7 @@ def _dump(config: dict[str, Any], file: Path) -> None:
 
 def _difference(folder: Path, texts: list[str], like: Any) -> str:
     """In words, how what AutoTokenizer makes of the folder differs from its tokenizer.json; empty if it does not."""
-    raw, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), _load_tokenizer(folder)
+    raw, loaded = Tokenizer.from_file(str(folder / "tokenizer.json")), load_tokenizer(folder)
     if loaded.get_vocab() != raw.get_vocab(with_added_tokens=True):
         return "another vocabulary"
     if {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)} != {

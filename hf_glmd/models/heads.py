@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from hf_glmd.errors import UsageError
 
@@ -30,6 +31,13 @@ def output_embedding(model: nn.Module) -> nn.Linear:
             "Load it with AutoModelForMaskedLM, AutoModelForCausalLM or AutoModelForSeq2SeqLM."
         )
     return head
+
+
+def is_masked_lm(model: nn.Module) -> bool:
+    """Whether a model predicts hidden words from both sides, rather than the next word."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    classes = MODEL_FOR_MASKED_LM_MAPPING.get(type(model.config), ())
+    return isinstance(model, classes)
 
 
 class HeadRows:

@@ -38,7 +38,7 @@ class GLMDConfig(TrainingArguments):
     )
     mask_share: float | None = field(
         default=None,
-        metadata={"help": "Share of the words that are masked. Unset: 0.15 if the tokenizer has a mask token, else 0."},
+        metadata={"help": "Share of the words that are masked. Unset: 0.15 for masked language models, else 0."},
     )
     max_length: int | None = field(
         default=None,

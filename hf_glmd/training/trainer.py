@@ -18,7 +18,7 @@ from hf_glmd.corpora.blocks import pack_blocks
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.functional import soft_label_loss, word_prediction_loss_from_logits
 from hf_glmd.losses.reference import dense_word_prediction_loss
-from hf_glmd.models.heads import answer_logits, output_embedding, word_logits
+from hf_glmd.models.heads import answer_logits, is_masked_lm, output_embedding, word_logits
 from hf_glmd.training.collators import AnswerCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.teachers import LiveTeacher
@@ -26,6 +26,7 @@ from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
 from hf_glmd.vocab.vocab_map import VocabMap
 
 MAX_DEFAULT_LENGTH = 512
+DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
@@ -83,8 +84,17 @@ class GLMDTrainer(TokenMeanTrainer):
                 f"the student predicts {student_size} tokens, the teacher {self.teacher.size}. "
                 "Pass vocab_map=vocab.vocab_map of the vocabulary the student was cut with."
             )
+        for who, part in (("student", model), ("teacher", self.teacher.model)):
+            if getattr(part.config, "is_encoder_decoder", False):
+                raise UsageError(f"the {who} {type(part).__name__} is an encoder-decoder, which cannot be distilled yet.")
+        masked_lm = is_masked_lm(model)
+        if not masked_lm and (args.positions == "masked" or args.mask_share):
+            raise UsageError(
+                f"positions='{args.positions}' with mask_share={args.mask_share} hides words, but {type(model).__name__} "
+                "predicts the next one. Leave both at their defaults."
+            )
         if data_collator is None:
-            data_collator = default_collator(args, processing_class)
+            data_collator = default_collator(args, processing_class, masked_lm)
         if args.objective == "word_prediction":
             train_dataset = self._tokenised(train_dataset, model, args, processing_class)
             eval_dataset = self._tokenised(eval_dataset, model, args, processing_class)
@@ -203,11 +213,13 @@ class _EpochOfMasks(TrainerCallback):
             self.collator.epoch = int(state.epoch or 0) + 1  # 0 is the evaluation's
 
 
-def default_collator(args: GLMDConfig, tokenizer: PreTrainedTokenizerBase) -> WordPredictionCollator | AnswerCollator:
-    """The collator that goes with an objective."""
+def default_collator(
+    args: GLMDConfig, tokenizer: PreTrainedTokenizerBase, masked_lm: bool
+) -> WordPredictionCollator | AnswerCollator:
+    """The collator that goes with an objective and a kind of model."""
     if args.objective == "soft_label":
         return AnswerCollator(tokenizer)
-    mask_share = args.mask_share if args.mask_share is not None else (0.15 if tokenizer.mask_token_id is not None else 0.0)
+    mask_share = args.mask_share if args.mask_share is not None else (DEFAULT_MASK_SHARE if masked_lm else 0.0)
     return WordPredictionCollator(tokenizer, args.positions, mask_share, args.seed)
 
 

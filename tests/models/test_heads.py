@@ -5,7 +5,7 @@ import torch
 import vocab_helpers
 
 from hf_glmd import UsageError
-from hf_glmd.models.heads import HeadRows, answer_logits, output_embedding, word_logits
+from hf_glmd.models.heads import HeadRows, answer_logits, is_masked_lm, output_embedding, word_logits
 
 IDS = torch.randint(5, vocab_helpers.V, (3, 7), generator=torch.Generator().manual_seed(0))
 POSITIONS = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -50,6 +50,13 @@ def test_logits_are_wide_under_autocast_and_from_narrow_weights():
 def test_a_model_without_words_is_refused():
     with pytest.raises(UsageError, match="BertForSequenceClassification predicts no words"):
         output_embedding(vocab_helpers.tiny_model("bert-classifier"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("bert", True), ("bert-pretraining", False), ("roberta", True), ("gpt2", False), ("t5", False)]
+)
+def test_models_that_fill_blanks_are_known(name, expected):
+    assert is_masked_lm(vocab_helpers.tiny_model(name)) is expected
 
 
 def test_missing_candidates_are_ruled_out():

@@ -152,6 +152,28 @@ def test_text_is_tokenised_by_itself(tmp_path):
     assert trainer.state.global_step == 1
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_causal_student_learns_the_next_word_from_a_causal_teacher(tmp_path, name):
+    teacher = vocab_helpers.tiny_model(name, **({"n_embd": 24} if name == "gpt2" else {"intermediate_size": 40}))
+    student = vocab_helpers.tiny_model(
+        name, **({"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if name == "gpt2" else {})
+    )
+    trainer = helpers.trainer(tmp_path, model=student, teacher=teacher, max_steps=60, temperature=1.0, learning_rate=1e-2)
+    batch = trainer.data_collator([{"input_ids": row} for row in helpers.rows()["input_ids"]])
+    assert not (batch["input_ids"] == helpers.TOKENIZER.mask_token_id).any(), "no word is hidden from a causal model"
+    before = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] < 0.7 * before
+    with pytest.raises(UsageError, match="predicts the next one"):
+        helpers.trainer(tmp_path, model=student, teacher=teacher, positions="masked")
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    model = vocab_helpers.tiny_model("t5")
+    with pytest.raises(UsageError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        helpers.trainer(tmp_path, model=model, teacher=vocab_helpers.tiny_model("t5"))
+
+
 def test_a_cut_vocabulary_needs_its_map_and_is_saved_with_the_student(tmp_path):
     vocab_map = vocab_helpers.tiny_map()
     small = vocab_helpers.tiny_model("bert", vocab_size=97)

@@ -1,0 +1,85 @@
+"""What a recipe would do, said before it does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainingArguments
+
+from hf_glmd.errors import UsageError
+from hf_glmd.pipeline import Run
+from hf_glmd.recipe import STAGES, Recipe
+from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.teachers import word_model_class
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Checks all that can be known without weights and prints what a run would do.
+
+    Raises: UsageError, something is missing or does not fit.
+    """
+    run = Run(recipe)
+    run.check_stages()
+    notes = []
+    plan: list[tuple[str, str]] = [("output", str(run.folder) + (" (exists)" if (run.folder / "run.json").exists() else ""))]
+    try:
+        run.check_teacher()
+        config = run.teacher_config
+        before = _parameters(config)
+        plan.append(("teacher", f"{recipe.teacher.model}: {config.num_hidden_layers} layers, {before:,} parameters"))
+        plan.append(
+            ("student", f"{run.num_layers} layers, {_wanted_tokens(recipe, config.vocab_size)}, init from {recipe.student.init}")
+        )
+    except UsageError as error:
+        if not _is_unreachable(error):
+            raise
+        notes.append(f"teacher '{recipe.teacher.model}': on the Hub, which cannot be reached from here")
+    for what, name, look in (
+        ("corpus", recipe.corpus.name, lambda: run.corpus),
+        *([("task", f"{recipe.task.name} ({recipe.task.data})", lambda: run.task_data)] if recipe.task else []),
+    ):
+        try:
+            rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items())
+            plan.append((what, f"{name}: {rows}"))
+        except UsageError as error:
+            if not _is_unreachable(error):
+                raise
+            notes.append(f"{what} '{name}': on the Hub, which cannot be reached from here")
+    for name in STAGES:
+        if getattr(recipe, name) is not None:
+            plan.append((name, _stage_in_words(run.arguments(name))))
+    width = max(len(what) for what, _ in plan)
+    lines = [f"{what:<{width}}  {text}" for what, text in plan] + [f"not checked: {note}" for note in notes]
+    run.say("\n".join(lines))
+
+
+def _stage_in_words(args: TrainingArguments) -> str:
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    text = f"{length} of {batch} rows, learning rate {args.learning_rate:g}"
+    if isinstance(args, GLMDConfig):
+        positions = f", {args.positions} positions" if args.objective == "word_prediction" else ""
+        return f"{args.objective}, T = {args.temperature:g}{positions}; {text}"
+    return f"gold answers, for the teacher only; {text}"
+
+
+def _wanted_tokens(recipe: Recipe, rows: int) -> str:
+    section = recipe.vocab
+    if section.coverage is not None:
+        return f"the tokens that cover {section.coverage:.2%} of the text, of {rows:,}"
+    if section.min_count is not None:
+        return f"the tokens counted {section.min_count:,} times or more, of {rows:,}"
+    size = section.size if section.size is not None else rows
+    return f"{size if isinstance(size, int) else int(np.ceil(size * rows)):,} of {rows:,} tokens"
+
+
+def _parameters(config: Any) -> int:
+    with torch.device("meta"):
+        return word_model_class(config).from_config(config).num_parameters()
+
+
+def _is_unreachable(error: UsageError) -> bool:
+    cause = str(error.__cause__ or "").lower()
+    return any(words in cause for words in ("connect", "offline", "couldn't reach", "cannot reach", "resolve host", "proxy"))
