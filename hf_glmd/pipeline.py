@@ -36,22 +36,22 @@ from transformers import (
 
 from hf_glmd.cards import render_card, terminal_table
 from hf_glmd.corpora.blocks import pack_blocks
-from hf_glmd.corpora.loading import load_corpus, require_text
 from hf_glmd.errors import UsageError
 from hf_glmd.evaluation import compare_word_predictions, hardware, model_facts, versions
+from hf_glmd.inputs import Inputs, first_rows
 from hf_glmd.models.student import build_student
 from hf_glmd.plots import save_plots
 from hf_glmd.recipe import STAGES, Recipe
 from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, WordScores, write_json
 from hf_glmd.shrinker import VocabShrinker, load_tokenizer
-from hf_glmd.tasks.cloze import ClozeTask, answer_key, predict_answers
+from hf_glmd.tasks.cloze import answer_key, predict_answers
 from hf_glmd.training.collators import AnswerCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.gold_answers import GoldAnswerTrainer
 from hf_glmd.training.progress import show_progress
-from hf_glmd.training.teachers import AUTO_CLASSES, LiveTeacher, load_config, load_word_model, word_model_class
+from hf_glmd.training.teachers import LiveTeacher, load_word_model
 from hf_glmd.training.token_mean import TokenMeanTrainer
-from hf_glmd.training.trainer import MAX_DEFAULT_LENGTH, GLMDTrainer, max_positions
+from hf_glmd.training.trainer import GLMDTrainer
 from hf_glmd.vocab.vocab_map import VocabMap
 
 TITLES = {
@@ -109,102 +109,16 @@ class Run:
         self.folder = Path(recipe.output_dir)
         self.stages = self.folder / "stages"
         self.state = PartialState(cpu=not torch.accelerator.is_available())
+        self.given = Inputs(recipe, self.state)
 
-    # What is given
-
-    @cached_property
-    def teacher_config(self) -> Any:
-        return load_config(self.recipe.teacher.model, revision=self.recipe.teacher.revision)
-
-    @cached_property
-    def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
-
-    @cached_property
-    def task(self) -> ClozeTask | None:
-        section = self.recipe.task
-        if section is None:
-            return None
-        return ClozeTask(section.name, section.pattern, section.verbalizers, section.label_column, source=section.source)
-
-    @cached_property
-    def corpus(self) -> datasets.DatasetDict:
-        section = self.recipe.corpus
-        with self.state.main_process_first():  # the others read what it cached
-            corpus = load_corpus(section.name, section.config, self.recipe.seed)
-        require_text(corpus, section.column, section.name)
-        corpus["train"] = _first_rows(corpus["train"], section.max_texts, self.recipe.seed)
-        return corpus
-
-    @cached_property
-    def task_data(self) -> datasets.DatasetDict:
-        section = self.recipe.task
-        assert section is not None and self.task is not None
-        with self.state.main_process_first():
-            data = load_corpus(section.data, section.config, self.recipe.seed)
-        for split in (section.train_split, section.test_split):
-            if split not in data:
-                raise UsageError(
-                    f"the data of task {section.name} have the splits {list(data)}, not '{split}'. Name one of them."
-                )
-        train, test = data[section.train_split], data[section.test_split]
-        self.task.check_columns(train, labelled=self.recipe.task_teacher is not None)
-        self.task.check_columns(test, labelled=True)
-        held_out = data["validation"] if section.test_split != "validation" else test
-        return datasets.DatasetDict(
-            train=_first_rows(train, section.max_train, self.recipe.seed),
-            validation=held_out,
-            test=_first_rows(test, section.max_test, self.recipe.seed),
-        )
-
-    @cached_property
-    def max_length(self) -> int:
-        return self.recipe.max_length or self._readable
-
-    @cached_property
-    def task_length(self) -> int:
-        assert self.recipe.task is not None
-        return self.recipe.task.max_length or self._readable
-
-    @property
-    def _readable(self) -> int:
-        return min(max_positions(self.teacher_config), self.teacher_tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
-
-    @property
-    def num_layers(self) -> int:
-        return self.recipe.student.num_layers or max(1, self.teacher_config.num_hidden_layers // 2)
-
-    # Checks, before anything costs time
+    # Before anything costs time
 
     def check(self) -> None:
         """Everything that can be known without weights. Raises: UsageError, something is missing or does not fit."""
-        self.check_teacher()
+        self.given.check_teacher()
         self.check_stages()
         self.say(f"Reading the corpus: {self.recipe.corpus.name} (the first time takes longest, then it is cached)")
-        require_text(self.corpus, self.recipe.corpus.column, self.recipe.corpus.name)
-        if self.task is not None:
-            self.task_data  # noqa: B018 - loads and checks it
-
-    def check_teacher(self) -> None:
-        recipe = self.recipe
-        masked_lm = AUTO_CLASSES[0]
-        if word_model_class(self.teacher_config) is not masked_lm:
-            raise UsageError(
-                f"teacher '{recipe.teacher.model}' is {' / '.join(self.teacher_config.architectures or ['of no class'])}, not a "
-                "masked language model. Recipes need one for now; GLMDTrainer takes causal models too."
-            )
-        for name, length in (("max_length", self.max_length), *([("task.max_length", self.task_length)] if recipe.task else [])):
-            if length > max_positions(self.teacher_config):
-                raise UsageError(
-                    f"{name}={length} is more than the {max_positions(self.teacher_config)} tokens the teacher can read."
-                )
-        layers = self.teacher_config.num_hidden_layers
-        if not 1 <= self.num_layers <= layers:
-            raise UsageError(
-                f"student.num_layers={recipe.student.num_layers}, the teacher has {layers} layers. Use 1 to {layers}."
-            )
-        if self.task is not None:
-            self.task.candidate_ids(self.teacher_tokenizer)
+        self.given.load_data()
 
     def check_stages(self) -> None:
         for name in STAGES:
@@ -219,18 +133,23 @@ class Run:
         """Makes the output folder this run's. Raises: UsageError, it holds a different run or something else."""
         file = self.folder / "run.json"
         ours = _comparable(self.recipe)
+        begun = any(self.stages.glob("*/done.json")) or any(self.stages.glob("*/checkpoints/checkpoint-*"))
+        self.state.wait_for_everyone()
         with self.state.main_process_first():
             if overwrite and self.state.is_main_process:
                 for name in OWNED:
                     _remove(self.folder / name)
             if file.exists():
                 difference = _first_difference(json.loads(file.read_text(encoding="utf-8")), ours)
-                if difference:
+                if difference and begun:
                     raise UsageError(
                         f"'{self.folder}' holds a different run: {difference}. "
                         "Give another --output_dir, or --overwrite to remove that run and start anew."
                     )
-                self.say(f"Going on with the run in {self.folder}")
+                if begun:
+                    self.say(f"Going on with the run in {self.folder}")
+                elif self.state.is_main_process:  # an earlier try that came to nothing, mended meanwhile
+                    write_json(file, ours)
             elif self.folder.exists() and any(self.folder.iterdir()):
                 raise UsageError(f"'{self.folder}' is not empty and holds no run of ours. Give another --output_dir.")
             elif self.state.is_main_process:
@@ -276,7 +195,11 @@ class Run:
             if self.state.is_main_process:
                 _remove(unfinished)
                 unfinished.mkdir(parents=True)
-            facts = work(unfinished)
+            try:
+                facts = work(unfinished)
+            except BaseException:
+                _remove(unfinished)
+                raise
             if self.state.is_main_process:
                 write_json(unfinished / "done.json", facts)
                 os.replace(unfinished, folder)
@@ -286,8 +209,8 @@ class Run:
     def make_student(self, folder: Path) -> dict[str, Any]:
         """Counts, cuts, builds; writes tokenizer, vocabulary map, counts and the untrained student."""
         recipe, section, started = self.recipe, self.recipe.vocab, time.monotonic()
-        shrinker = VocabShrinker(self.teacher_tokenizer)
-        texts = _first_rows(self.corpus["train"], section.max_texts, recipe.seed)
+        shrinker = VocabShrinker(self.given.teacher_tokenizer)
+        texts = first_rows(self.given.corpus["train"], section.max_texts, recipe.seed)
         if section.active:
             shrinker.count(texts, column=recipe.corpus.column)  # each process counts its share
         if not self.state.is_main_process:
@@ -299,7 +222,7 @@ class Run:
             vocab = shrinker.shrink(
                 **{k: v for k in ("size", "coverage", "min_count") if (v := getattr(section, k)) is not None},
                 keep=section.keep,
-                keep_texts=self.task.keep_texts if self.task else (),
+                keep_texts=self.given.task.keep_texts if self.given.task else (),
                 removed=section.removed,
                 multiple_of=section.multiple_of,
             )
@@ -309,10 +232,10 @@ class Run:
             facts["report"] = dataclasses.asdict(vocab.report)
             facts["curve"] = _long_tail(shrinker.counts)
         else:
-            self.teacher_tokenizer.save_pretrained(folder)
+            self.given.teacher_tokenizer.save_pretrained(folder)
         student = build_student(
             teacher,
-            num_layers=self.num_layers,
+            num_layers=self.given.num_layers,
             vocab=vocab,
             init=recipe.student.init,
             dtype=torch.float32,
@@ -366,9 +289,9 @@ class Run:
         if name == "general":
             train, held_out = self.blocks("train"), self.blocks("validation")
         else:
-            tokenizer = self.teacher_tokenizer if previous is None else self.tokenizer
+            tokenizer = self.given.teacher_tokenizer if previous is None else self.tokenizer
             train, held_out = (self.questions(split, tokenizer, labelled=previous is None) for split in ("train", "validation"))
-        held_out = _first_rows(held_out, rows, self.recipe.seed)
+        held_out = first_rows(held_out, rows, self.recipe.seed)
         if previous is None:
             model = self.load_teacher(self.recipe.teacher.model)
             return GoldAnswerTrainer(
@@ -376,8 +299,8 @@ class Run:
                 args=args,
                 train_dataset=train,
                 eval_dataset=held_out,
-                data_collator=AnswerCollator(self.teacher_tokenizer),
-                processing_class=self.teacher_tokenizer,
+                data_collator=AnswerCollator(self.given.teacher_tokenizer),
+                processing_class=self.given.teacher_tokenizer,
             )
         return GLMDTrainer(
             model=load_word_model(self.stages / previous, dtype=torch.float32),
@@ -416,12 +339,12 @@ class Run:
     def blocks(self, split: str) -> datasets.Dataset:
         with self.state.main_process_first():
             section = self.recipe.corpus
-            return pack_blocks(self.corpus[split], self.tokenizer, self.max_length, section.column, section.num_proc)
+            return pack_blocks(self.given.corpus[split], self.tokenizer, self.given.max_length, section.column, section.num_proc)
 
     def questions(self, split: str, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> datasets.Dataset:
-        assert self.task is not None
+        assert self.given.task is not None
         with self.state.main_process_first():
-            return self.task.encode(self.task_data[split], tokenizer, self.task_length, labelled)
+            return self.given.task.encode(self.given.task_data[split], tokenizer, self.given.task_length, labelled)
 
     # What came out
 
@@ -445,7 +368,7 @@ class Run:
     def evaluate(self, last: str) -> RunRecord:
         """Scores the student at its start, after stage 1 and at its end, beside the teacher, on held-out text."""
         started, section = time.monotonic(), self.recipe.evaluation
-        rows = _first_rows(self.blocks("test"), section.rows, self.recipe.seed)
+        rows = first_rows(self.blocks("test"), section.rows, self.recipe.seed)
         self.say("Scoring")
         teacher = LiveTeacher(self.load_teacher(self.recipe.teacher.model).to(self.state.device), self.vocab_map)
 
@@ -464,7 +387,7 @@ class Run:
         stages = [StageRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in records]
         before, after = self.tokens_per_text()
         report = details.get("report", {})
-        size = len(self.teacher_tokenizer)
+        size = len(self.given.teacher_tokenizer)
         ranks, counts = details.get("curve", ([], []))
         return RunRecord(
             name=self.folder.name,
@@ -493,47 +416,50 @@ class Run:
             versions=versions("hf_glmd", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
             count_ranks=ranks,
             counts_sorted=counts,
-            max_tokens=self.max_length,
+            max_tokens=self.given.max_length,
             seconds=details["seconds"] + sum(stage.seconds for stage in stages) + time.monotonic() - started,
         )
 
     def score_task(self, last: str) -> TaskScores | None:
         """Both models' answers to the test questions; each reads them with its own tokenizer."""
-        if self.task is None:
+        task = self.given.task
+        if task is None:
             return None
         teacher = LiveTeacher(self.load_teacher(self.teacher_of("task_answers")).to(self.state.device))
         student = LiveTeacher(load_word_model(self.stages / last, dtype=torch.float32).to(self.state.device))
         answers = {}
-        for who, model, tokenizer in (("teacher", teacher, self.teacher_tokenizer), ("student", student, self.tokenizer)):
+        for who, model, tokenizer in (("teacher", teacher, self.given.teacher_tokenizer), ("student", student, self.tokenizer)):
             questions = self.questions("test", tokenizer, labelled=True)
             answers[who] = predict_answers(model.logits, questions, tokenizer, self.state.device, desc=f"Answers of the {who}")
         gold = np.array(questions["answer"])
-        labels = self.task_data["train"][self.task.label_column]
-        trained = np.bincount([self.task.answer_index[answer_key(label)] for label in labels])
-        score = self.task.metric
+        trained = self.given.task_data["train"]
+        if task.label_column in trained.column_names:
+            commonest = np.bincount([task.answer_index[answer_key(label)] for label in trained[task.label_column]]).argmax()
+        else:
+            commonest = np.bincount(gold).argmax()  # the student's data need no labels
         return TaskScores(
-            name=self.task.name,
-            metric=score.__name__,
+            name=task.name,
+            metric=task.metric.__name__,
             count=len(gold),
-            teacher=score(answers["teacher"], gold),
-            student=score(answers["student"], gold),
-            majority=score(np.full_like(gold, trained.argmax()), gold),
+            teacher=task.metric(answers["teacher"], gold),
+            student=task.metric(answers["student"], gold),
+            majority=task.metric(np.full_like(gold, commonest), gold),
             agreement=float(np.mean(answers["teacher"] == answers["student"])),
         )
 
     def tokens_per_text(self) -> tuple[float, float]:
         """Mean tokens per held-out text with the teacher's and with the student's tokenizer, specials left out."""
-        texts = self.corpus["test"][:2000][self.recipe.corpus.column]
+        texts = self.given.corpus["test"][:2000][self.recipe.corpus.column]
         before, after = (
             np.mean([len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]])
-            for tokenizer in (self.teacher_tokenizer, self.tokenizer)
+            for tokenizer in (self.given.teacher_tokenizer, self.tokenizer)
         )
         return float(before), float(after)
 
     def corpus_in_words(self) -> str:
         name = self.recipe.corpus.name
         what = "docstrings of installed libraries" if name == "docstrings" else name
-        return f"{what}, {len(self.corpus['train']):,} texts"
+        return f"{what}, {len(self.given.corpus['train']):,} texts"
 
     def publish(self, record: RunRecord, last: str) -> None:
         """Writes student/, plots/ and, as the last of all, metrics.json."""
@@ -542,14 +468,14 @@ class Run:
             _remove(unfinished)
             model = load_word_model(self.stages / last, dtype=torch.float32)
             # As the teacher is stored, so that the sizes compare.
-            model.to(self.teacher_config.dtype or torch.float32).save_pretrained(unfinished)
+            model.to(self.given.teacher_config.dtype or torch.float32).save_pretrained(unfinished)
             self.tokenizer.save_pretrained(unfinished)
             if self.vocab_map is not None:
                 self.vocab_map.save(unfinished)
             for facts, path in ((record.student, unfinished), (record.teacher, Path(self.recipe.teacher.model))):
                 files = list(path.glob("*.safetensors")) if path.is_dir() else []
                 facts.file_bytes = sum(file.stat().st_size for file in files if file.name != "vocab_map.safetensors")
-                facts.file_dtype = str(self.teacher_config.dtype or torch.float32).removeprefix("torch.")
+                facts.file_dtype = str(self.given.teacher_config.dtype or torch.float32).removeprefix("torch.")
             save_plots(record, unfinished / "plots")
             _remove(self.folder / "plots")
             shutil.copytree(unfinished / "plots", self.folder / "plots")
@@ -616,13 +542,6 @@ def _first_difference(there: Any, here: Any, path: str = "") -> str | None:
                 return difference
         return None
     return None if there == here else f"{path} is {there!r} there and {here!r} here"
-
-
-def _first_rows(dataset: datasets.Dataset, count: int | None, seed: int) -> datasets.Dataset:
-    """`count` rows chosen at random, the same ones every time; all rows if there are no more."""
-    if count is None or len(dataset) <= count:
-        return dataset
-    return dataset.shuffle(seed=seed).select(range(count))
 
 
 def _long_tail(counts: np.ndarray, points: int = 512) -> tuple[list[int], list[int]]:

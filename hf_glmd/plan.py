@@ -25,20 +25,19 @@ def print_plan(recipe: Recipe) -> None:
     notes = []
     plan: list[tuple[str, str]] = [("output", str(run.folder) + (" (exists)" if (run.folder / "run.json").exists() else ""))]
     try:
-        run.check_teacher()
-        config = run.teacher_config
+        run.given.check_teacher()
+        config = run.given.teacher_config
         before = _parameters(config)
         plan.append(("teacher", f"{recipe.teacher.model}: {config.num_hidden_layers} layers, {before:,} parameters"))
-        plan.append(
-            ("student", f"{run.num_layers} layers, {_wanted_tokens(recipe, config.vocab_size)}, init from {recipe.student.init}")
-        )
+        wanted = _wanted_tokens(recipe, config.vocab_size)
+        plan.append(("student", f"{run.given.num_layers} layers, {wanted}, init from {recipe.student.init}"))
     except UsageError as error:
         if not _is_unreachable(error):
             raise
         notes.append(f"teacher '{recipe.teacher.model}': on the Hub, which cannot be reached from here")
     for what, name, look in (
-        ("corpus", recipe.corpus.name, lambda: run.corpus),
-        *([("task", f"{recipe.task.name} ({recipe.task.data})", lambda: run.task_data)] if recipe.task else []),
+        ("corpus", recipe.corpus.name, lambda: run.given.corpus),
+        *([("task", f"{recipe.task.name} ({recipe.task.data})", lambda: run.given.task_data)] if recipe.task else []),
     ):
         try:
             rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items())
