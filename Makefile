@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # One process on whatever this machine has; the options only say the defaults aloud, so that accelerate does not.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-slow lint format clean
 
 demo: $(VENV)/installed
 	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

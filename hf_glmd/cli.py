@@ -40,7 +40,8 @@ def run_recipe_command(argv: Sequence[str] | None = None) -> int:
         else:
             from hf_glmd.pipeline import run_recipe
 
-            run_recipe(recipe, known.overwrite, command=" ".join(["accelerate launch", *sys.argv]))
+            launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+            run_recipe(recipe, known.overwrite, command=" ".join([launcher, *sys.argv]))
     except UsageError as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
             print(f"glmd.py: {error}", file=sys.stderr)  # noqa: T201

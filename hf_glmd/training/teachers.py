@@ -27,7 +27,10 @@ class LiveTeacher:
     """
 
     def __init__(self, model: PreTrainedModel | str | PathLike[str], vocab_map: VocabMap | None = None) -> None:
-        self.model = model if isinstance(model, PreTrainedModel) else load_word_model(model)
+        if not isinstance(model, PreTrainedModel):
+            # Checkpoints in half precision are slow and coarse on a CPU.
+            model = load_word_model(model, **({} if torch.accelerator.is_available() else {"dtype": torch.float32}))
+        self.model = model
         self.model.requires_grad_(False)
         self.model.eval()
         self.vocab_map = vocab_map
