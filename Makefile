@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One process on whatever this machine has; the options only say the defaults aloud, so that accelerate does not.
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# One process on whatever this machine has; the options only say the defaults aloud, so that accelerate does not, and keep its
+# traceback away when the recipe has already said in one line what is wrong.
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: demo test test-slow lint format clean
 

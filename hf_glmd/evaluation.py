@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import datasets
+import psutil
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -161,8 +162,13 @@ def hardware() -> str:
         if info.exists()
         else []
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cpu_cores()} cores"
+
+
+def cpu_cores() -> int:
+    """Physical cores that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -109,6 +109,7 @@ class Recipe:
     student: StudentSection = _help("", factory=StudentSection)
     max_length: int | None = _help("Token ids per row of plain text. Unset: what the teacher can read, at most 512.", None)
     seed: int = _help("Of everything that is drawn.", 0)
+    threads: int | None = _help("Threads of each process on a CPU. Unset: the cores, shared among the processes.", None)
     general: dict[str, Any] | None = _help("Stage 1, word prediction on plain text: any field of GLMDConfig.", None)
     task: TaskSection | None = _help("", None)
     task_teacher: dict[str, Any] | None = _help(

@@ -69,7 +69,7 @@ def launch(recipe: Path, *options: str, processes: int = 1, wait: bool = True) -
         accelerate += ["--config_file", str(ROOT / "recipes" / "accelerate" / "multi_cpu.yaml")]
         accelerate += ["--num_processes", str(processes), "--main_process_port", "0"]
     command = [*accelerate, str(SCRIPT), "--config", str(recipe), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, env=environment, start_new_session=True, cwd=ROOT, **streams)
     if not wait:

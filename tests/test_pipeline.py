@@ -120,6 +120,24 @@ def test_a_killed_run_goes_on_where_it_was(finished, tmp_path):
     assert resumed.task == whole.task
 
 
+def test_all_cores_are_used_whatever_accelerate_says(tmp_path):
+    """accelerate launch sets OMP_NUM_THREADS=1."""
+    import torch
+
+    from hf_glmd.evaluation import cpu_cores
+    from hf_glmd.pipeline import Run
+    from hf_glmd.recipe import load_recipe
+
+    recipe, before = recipe_helpers.write_inputs(tmp_path), torch.get_num_threads()
+    try:
+        for options, expected in (([], cpu_cores()), (["--threads", "1"], 1)):
+            torch.set_num_threads(3)
+            Run(load_recipe(recipe, options))
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_finished_run_is_only_shown_again(finished, capsys):
     folder, _ = finished
     before = (folder / "out" / "metrics.json").stat().st_mtime_ns
