@@ -1,6 +1,6 @@
 """Trains the quickstart's teacher: a small BERT, from scratch, on the docstrings of installed libraries.
 
-    python recipes/pretrain_teacher.py --minutes 40 --output recipes/quickstart_teacher
+    python recipes/pretrain_teacher.py --minutes 80 --output recipes/quickstart_teacher
 
 The budget is wall time, because the hardware differs: the learning rate falls to 0 exactly when the time is over. Nothing is
 downloaded. The folder gets half-precision weights, the tokenizer and a card with what was measured on the test split.
@@ -104,14 +104,14 @@ class MaskedWordTrainer(Trainer):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=40, help="wall time to train for (default 40)")
+    parser.add_argument("--minutes", type=float, default=80, help="wall time to train for (default 80)")
     parser.add_argument("--output", type=Path, default=Path("recipes/quickstart_teacher"), help="where the teacher is written")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain_teacher"), help="checkpoints, for resuming")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--block-size", type=int, default=128, help="tokens per training row, and positions of the model")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="rows per step; more once the loss has left its first plateau")
     parser.add_argument("--lr", type=float, default=2e-3, help="of Muon, for the matrices")
     parser.add_argument("--embedding-lr", type=float, default=2e-3, help="of AdamW, for everything else")
     args = parser.parse_args()
