@@ -60,8 +60,8 @@ TITLES = {
     "task_words": "Stage 2: word prediction on task text",
     "task_answers": "Stage 3: the teacher's answers",
 }
-OWNED = ("run.json", "stages", "student", "metrics.json", "plots")
-"""What a run writes into its output folder, and all that --overwrite removes."""
+OWNED = ("metrics.json", "student.part", "student", "plots", "stages", "run.json.part", "run.json")
+"""What a run writes into its output folder, and all that --overwrite removes: run.json last, for it says whose the rest is."""
 
 VERIFIED_TEXTS = 200
 """Counted texts on which the smaller vocabulary is compared with the teacher's before anything is trained with it."""
@@ -153,7 +153,7 @@ class Run:
                     self.say(f"Going on with the run in {self.folder}")
                 elif self.state.is_main_process:  # an earlier try that came to nothing, mended meanwhile
                     write_json(file, ours)
-            elif self.folder.exists() and any(self.folder.iterdir()):
+            elif self.folder.exists() and any(path.name != "run.json.part" for path in self.folder.iterdir()):
                 raise UsageError(f"'{self.folder}' is not empty and holds no run of ours. Give another --output_dir.")
             elif self.state.is_main_process:
                 write_json(file, ours)

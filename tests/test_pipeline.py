@@ -120,6 +120,56 @@ def test_a_killed_run_goes_on_where_it_was(finished, tmp_path):
     assert resumed.task == whole.task
 
 
+CRASH = """
+import os, sys
+left, rename = int(sys.argv[1]), os.replace
+def replace(source, target):
+    global left
+    left -= 1
+    if left == 0:
+        os._exit(9)
+    rename(source, target)
+os.replace = replace
+from hf_glmd.cli import run_recipe_command
+sys.exit(run_recipe_command(sys.argv[2:]))
+"""
+
+
+def crashed_and_run_again(folder, write):
+    """A run that dies at its write number `write`, and the same command once more. Returns: whether it died."""
+    recipe = recipe_helpers.write_inputs(folder)
+    (folder / "crash.py").write_text(CRASH)
+    for number in (write, 0):
+        command = [sys.executable, str(folder / "crash.py"), str(number), "--config", str(recipe)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if number:
+            died = done.returncode == 9
+            assert died or done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"after a crash at write {write}: {done.stderr}"
+    return died
+
+
+def test_killed_while_it_claims_its_folder(finished, tmp_path):
+    assert crashed_and_run_again(tmp_path, 1)
+    assert RunRecord.load(tmp_path / "out" / "metrics.json").words_final == record_of(finished).words_final
+
+
+@pytest.mark.slow
+def test_killed_at_any_write(finished, tmp_path):
+    write, died = 1, True
+    while died:
+        write += 1
+        (tmp_path / str(write)).mkdir()
+        died = crashed_and_run_again(tmp_path / str(write), write)
+        record = RunRecord.load(tmp_path / str(write) / "out" / "metrics.json")
+        assert (record.words_final, record.task) == (record_of(finished).words_final, record_of(finished).task), write
+    assert write > 20
+
+
+def record_of(finished):
+    return RunRecord.load(finished[0] / "out" / "metrics.json")
+
+
 def test_all_cores_are_used_whatever_accelerate_says(tmp_path):
     """accelerate launch sets OMP_NUM_THREADS=1."""
     import torch
