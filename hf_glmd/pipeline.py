@@ -111,7 +111,7 @@ class Run:
         self.state = PartialState(cpu=not torch.accelerator.is_available())
         self.given = Inputs(recipe, self.state)
         if self.state.device.type == "cpu":
-            # accelerate launch sets OMP_NUM_THREADS=1 unless it is told --cpu: half the speed on two cores, without a word.
+            # accelerate launch sets OMP_NUM_THREADS=1 unless it is told --cpu: one thread, without a word.
             torch.set_num_threads(recipe.threads or max(1, cpu_cores() // self.state.num_processes))
 
     # Before anything costs time
@@ -136,7 +136,12 @@ class Run:
         """Makes the output folder this run's. Raises: UsageError, it holds a different run or something else."""
         file = self.folder / "run.json"
         ours = _comparable(self.recipe)
-        begun = any(self.stages.glob("*/done.json")) or any(self.stages.glob("*/checkpoints/checkpoint-*"))
+        signs = (
+            self.folder.glob("metrics.json"),
+            self.stages.glob("*/done.json"),
+            self.stages.glob("*/checkpoints/checkpoint-*"),
+        )
+        begun = any(any(paths) for paths in signs)
         self.state.wait_for_everyone()
         with self.state.main_process_first():
             if overwrite and self.state.is_main_process:

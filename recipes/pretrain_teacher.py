@@ -91,7 +91,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 class MaskedWordTrainer(Trainer):
-    """The plain masked-word loss, with logits at the masked positions only: twice as fast at this size."""
+    """The plain masked-word loss, with logits at the masked positions only."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")

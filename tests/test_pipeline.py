@@ -352,6 +352,11 @@ def test_a_folder_with_a_different_run_is_left_alone(tmp_path, capsys):
     (out / "stages" / "student" / "done.json").write_text("{}")
     assert run_recipe_command(["--config", str(recipe)]) == 2
     assert "holds a different run: seed is 7 there and 0 here" in capsys.readouterr().err
+    # Somebody cleared the stages of a finished run: its result is still not this recipe's.
+    (out / "stages" / "student" / "done.json").unlink()
+    (out / "metrics.json").write_text("{}")
+    assert run_recipe_command(["--config", str(recipe)]) == 2
+    assert "holds a different run" in capsys.readouterr().err
 
 
 def test_help_names_every_option(capsys):
