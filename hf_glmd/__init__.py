@@ -13,7 +13,7 @@ _HOMES = {
     "LiveTeacher": "hf_glmd.training.teachers",
     "WordPredictionCollator": "hf_glmd.training.collators",
     "ClozeTask": "hf_glmd.tasks.cloze",
-    "ShrunkVocab": "hf_glmd.shrinker",
+    "ShrunkVocab": "hf_glmd.shrunk_vocab",
     "VocabMap": "hf_glmd.vocab.vocab_map",
     "VocabShrinker": "hf_glmd.shrinker",
     "UsageError": "hf_glmd.errors",
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from hf_glmd.losses.functional import soft_label_loss as soft_label_loss
     from hf_glmd.losses.functional import word_prediction_loss as word_prediction_loss
     from hf_glmd.models.student import build_student as build_student
-    from hf_glmd.shrinker import ShrunkVocab as ShrunkVocab
     from hf_glmd.shrinker import VocabShrinker as VocabShrinker
+    from hf_glmd.shrunk_vocab import ShrunkVocab as ShrunkVocab
     from hf_glmd.tasks.cloze import ClozeTask as ClozeTask
     from hf_glmd.training.collators import WordPredictionCollator as WordPredictionCollator
     from hf_glmd.training.config import GLMDConfig as GLMDConfig

@@ -43,8 +43,9 @@ from hf_glmd.models.student import build_student
 from hf_glmd.plots import save_plots
 from hf_glmd.recipe import STAGES, Recipe
 from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, WordScores, write_json
-from hf_glmd.shrinker import VocabShrinker, load_tokenizer
+from hf_glmd.shrinker import VocabShrinker
 from hf_glmd.tasks.cloze import answer_key, predict_answers
+from hf_glmd.tokenizer_files import load_tokenizer
 from hf_glmd.training.collators import AnswerCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.gold_answers import GoldAnswerTrainer

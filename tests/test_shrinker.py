@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.student import build_student
-from hf_glmd.shrinker import ShrunkVocab, VocabShrinker
+from hf_glmd.shrinker import VocabShrinker
+from hf_glmd.shrunk_vocab import ShrunkVocab
 
 V = helpers.V
 TEXTS = helpers.texts()
