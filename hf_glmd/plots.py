@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glmd.errors import UsageError
-from hf_glmd.records import RunRecord, StageRecord
+from hf_glmd.records import RunRecord, StageRecord, VocabFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from hf_glmd.shrunk_vocab import VocabReport
 
 # of Okabe and Ito, told apart by the colour-blind too; on an opaque white page, so that a dark web page does not swallow the text
 BLUE, ORANGE, GREY, INK, PAGE = "#0072B2", "#D55E00", "#8C8C8C", "#222222", "#FFFFFF"
@@ -43,21 +46,41 @@ def save_plots(record: RunRecord, directory: str | Path) -> list[Path]:
     paths = []
     for name, title in plot_titles(record).items():
         image, table = directory / f"{name}.png", directory / f"{name}.csv"
-        draw[name](record, title).savefig(image, format="png", dpi=DPI, facecolor=PAGE, metadata={"Software": None})
+        _save(draw[name](record, title), image)
         with open(table, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(tables[name](record))
         paths += [image, table]
     return paths
 
 
+def save_vocabulary_plot(report: VocabReport, path: str | Path) -> Path:
+    """Draws how often each token was counted and where the vocabulary was cut; `report.long_tail` has the numbers.
+
+    Returns: `path`, a PNG.
+    Raises: UsageError, matplotlib is not installed, or nothing was counted.
+    """
+    tail = report.long_tail
+    if tail is None or not any(tail.counts):
+        raise UsageError("no token counts are known, so there is no long tail to draw. Cut the vocabulary with VocabShrinker.")
+    rarer = list(zip(tail.rarer_kept_ranks, tail.rarer_kept_counts, strict=True))
+    figure = draw_long_tail(
+        tail.ranks, tail.counts, tail.kept_shares, report, _tail_title(report), tail.cut, tail.n_rarer_kept, rarer
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save(figure, path)
+    return path
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, format="png", dpi=DPI, facecolor=PAGE, metadata={"Software": None})
+
+
 def plot_titles(record: RunRecord) -> dict[str, str]:
     """Name -> finding, of the plots that `save_plots` draws for this record."""
     titles = {}
-    vocab = record.vocab
     if any(count > 0 for count in record.counts_sorted):
-        titles["long_tail"] = (
-            f"{_share_in_words(vocab.size / vocab.original_size)} of the tokens cover {percent(vocab.coverage)} of the text"
-        )
+        titles["long_tail"] = _tail_title(record.vocab)
     share = record.student.parameters / record.teacher.parameters
     titles["parameters"] = f"The student has {share:.0%} of the teacher's parameters"
     if curves := _curves(record):
@@ -67,6 +90,10 @@ def plot_titles(record: RunRecord) -> dict[str, str]:
             f"KL to the teacher {change} from {first.kl[0]:.2f} to {first.kl[-1]:.2f} nats in {first.steps_evaluated[-1]:,} steps"
         )
     return titles
+
+
+def _tail_title(vocab: VocabFacts | VocabReport) -> str:
+    return f"{_share_in_words(vocab.size / vocab.original_size)} of the tokens cover {percent(vocab.coverage)} of the text"
 
 
 def percent(share: float | None) -> str:
@@ -117,43 +144,78 @@ def _figure(title: str, width: float, height: float, panels: int = 1) -> tuple[F
 
 
 def _draw_long_tail(record: RunRecord, title: str) -> Figure:
-    figure, [panel] = _figure(title, 7.2, 4.2)
-    points = [point for point in zip(record.count_ranks, record.counts_sorted, strict=True) if point[1] > 0]
     first = min(record.count_ranks)  # ranks may start at 0 or 1
-    cut, total, coverage = record.vocab.size, record.vocab.original_size, record.vocab.coverage
-    kept = [point for point in points if point[0] < cut + first]
-    removed = kept[-1:] + [point for point in points if point[0] >= cut + first]
-    lowest = min(count for _, count in points) / 1.6  # a logarithm has no 0 to stand on
-    for part, line, fill in ((kept, BLUE, PALE_BLUE), (removed, GREY, PALE_GREY)):
-        panel.fill_between(*_columns(part), lowest, color=fill, linewidth=0)
-        panel.plot(*_columns(part), color=line, linewidth=2.2)
+    ranks = [rank - first + 1 for rank in record.count_ranks]
+    shares = [float(rank <= record.vocab.size) for rank in ranks]
+    return draw_long_tail(ranks, record.counts_sorted, shares, record.vocab, title, record.vocab.size)
+
+
+def draw_long_tail(
+    ranks: Sequence[int],
+    counts: Sequence[int],
+    kept_shares: Sequence[float],
+    vocab: VocabFacts | VocabReport,
+    title: str,
+    cut: int,
+    n_rarer_kept: int = 0,
+    rarer_kept: Sequence[tuple[int, int]] = (),
+) -> Figure:
+    """Counts over ranks, both logarithmic, and what was kept of them.
+
+    Args:
+        ranks, counts: from rank 1, commonest first, possibly thinned.
+        kept_shares: which share was kept of the tokens from behind the rank before up to each rank.
+        vocab: its sizes, coverage and length ratio are written beside the cut.
+        cut: the last rank before the cut.
+        n_rarer_kept: tokens behind the cut that were kept nevertheless.
+        rarer_kept: (rank, count) of some of them, to be marked.
+    """
+    figure, [panel] = _figure(title, 7.2, 4.2)
+    points = [point for point in zip(ranks, counts, kept_shares, strict=True) if point[1] > 0]
+    lowest, top = min(count for _, count, _ in points) / 1.6, max(count for _, count, _ in points) * 2.2  # a logarithm has no 0
+    # Neighbours of about one colour are filled together, or a fine line would show between them.
+    for share, part in itertools.groupby(itertools.pairwise(points), key=lambda pair: round(pair[1][2] * 8) / 8):
+        area = list(part)
+        panel.fill_between(*_columns([area[0][0], *(end for _, end in area)]), lowest, color=_mixed(share), linewidth=0)
+    kept = [point for point in points if point[0] <= cut]
+    removed = kept[-1:] + [point for point in points if point[0] > cut]
+    for part, color in ((kept, BLUE), (removed, GREY)):
+        panel.plot(*_columns(part), color=color, linewidth=2.2)
+    panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xlim(first, first + total)
-    panel.set_ylim(lowest, max(count for _, count in points) * 1.6)
-    if cut < total:
-        panel.axvline(cut + first, color=ORANGE, linewidth=1.8, linestyle=(0, (5, 2)))
-        side = -1 if cut > 0.45 * total else 1  # where there is room
-        lines = (
-            (f"{cut:,} of {total:,} tokens kept", ORANGE),
-            (f"they cover {percent(coverage)} of the text", "#004B78"),
-            (f"cut: {percent(1 - coverage)}", "#5A5A5A"),
-        )
+    panel.set_xlim(1, vocab.original_size)
+    panel.set_ylim(lowest, top)
+    if cut < vocab.original_size:
+        lines = [
+            (f"{vocab.size:,} of {vocab.original_size:,} tokens kept", ORANGE),
+            (f"they cover {percent(vocab.coverage)} of the text", "#004B78"),
+            (f"removed: {percent(1 - vocab.coverage)}", "#5A5A5A"),
+            (f"tokens per text: × {vocab.length_ratio:.3f}", INK),
+        ]
+        if n_rarer_kept:
+            lines.append((f"• {n_rarer_kept:,} rarer tokens kept", BLUE))
+            marked = [(rank, max(count, lowest)) for rank, count in rarer_kept]
+            panel.scatter(*_columns(marked), s=14, color=BLUE, linewidth=0, zorder=3, clip_on=False)
+        place = math.log(max(cut, 1)) / math.log(vocab.original_size)
+        beside_cut = place > 0.9  # farther left the curve would be in the way; the text is then at the right edge
+        ends_below_text = 0.55 < place <= 0.9
+        panel.axvline(cut, ymax=0.54 if ends_below_text else 1, color=ORANGE, linewidth=1.8, linestyle=(0, (5, 2)))
         for number, (text, color) in enumerate(lines):
             panel.annotate(
                 text,
-                (cut + first, 0.97),
-                xycoords=("data", "axes fraction"),
-                xytext=(side * 8, -17 * number),
+                (cut, 0.97) if beside_cut else (1, 0.97),
+                xycoords=("data" if beside_cut else "axes fraction", "axes fraction"),
+                xytext=(-8 if beside_cut else 0, -17 * number),
                 textcoords="offset points",
-                ha="right" if side < 0 else "left",
+                ha="right",
                 va="top",
                 color=color,
                 fontsize=10.5,
                 fontweight="bold",
             )
-    panel.set_xlabel("rank of the token, commonest first", color=INK, fontsize=10)
+    panel.set_xlabel("rank of the token, commonest first (logarithmic)", color=INK, fontsize=10)
     panel.set_ylabel("times counted (logarithmic)", color=INK, fontsize=10)
-    _plain_numbers(panel.xaxis, ticks=6)
+    _plain_numbers(panel.xaxis)
     _plain_numbers(panel.yaxis)
     panel.grid(True, axis="y", color="#EEEEEE", linewidth=0.8)
     panel.set_axisbelow(True)
@@ -257,8 +319,14 @@ def _plain_numbers(axis, ticks: int | None = None) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _columns(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    return [rank for rank, _ in points], [count for _, count in points]
+def _columns(points: Sequence[tuple]) -> tuple[list[int], list[int]]:
+    return [point[0] for point in points], [point[1] for point in points]
+
+
+def _mixed(share: float) -> tuple[float, ...]:
+    """The pale colour of what was removed, with `share` of that of what was kept."""
+    removed, kept = ([int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)] for color in (PALE_GREY, PALE_BLUE))
+    return tuple((1 - share) * a + share * b for a, b in zip(removed, kept, strict=True))
 
 
 def _long_tail_table(record: RunRecord) -> list[Sequence]:

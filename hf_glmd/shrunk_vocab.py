@@ -6,25 +6,90 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hf_glmd.errors import UsageError
-from hf_glmd.models.surgery import resize_model
-from hf_glmd.tokenizer_files import STALE_FILES, encode_texts, load_tokenizer, write_tokenizer
-from hf_glmd.vocab.counting import backend_of
+from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, MappedTokenizer
+from hf_glmd.models.surgery import find_vocabulary_tensors, resize_model
+from hf_glmd.plots import save_vocabulary_plot
+from hf_glmd.records import write_json
+from hf_glmd.tokenizer_files import STALE_FILES, load_tokenizer, write_tokenizer
+from hf_glmd.verification import VerifyReport, verify_vocabulary
 from hf_glmd.vocab.vocab_map import VocabMap
+from hf_glmd.whole_folder import written_whole
+
+if TYPE_CHECKING:
+    from hf_glmd.shrinker import VocabShrinker
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "vocab_report.json"
+PLOT_FILE = "vocabulary.png"
+POINTS, MARKS = 512, 40
+"""Of the plot: ranks at which the curve is known, and rare tokens that are marked."""
+
+
+@dataclass
+class ModelSizes:
+    """What a model weighs; tensors that are shared count once."""
+
+    parameters: int = field(metadata={"help": "All of them."})
+    vocabulary_parameters: int = field(metadata={"help": "Those of tables and biases with one entry per token."})
+    bytes: int = field(metadata={"help": "Of all parameters, in the dtype they have in memory."})
+
+    @classmethod
+    def of(cls, model: Any, vocabulary_parameters: int) -> ModelSizes:
+        return cls(
+            parameters=model.num_parameters(),
+            vocabulary_parameters=vocabulary_parameters,
+            bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()),
+        )
+
+
+@dataclass
+class LongTail:
+    """How often each token was counted, commonest first, and which were kept: the numbers of a plot.
+
+    The commonest tokens are kept and the others are not, with exceptions: special tokens, single characters, parts of kept tokens
+    and what keep= names stay however rare they are. `cut` is the rank that parts kept from removed with the fewest exceptions.
+    """
+
+    ranks: list[int] = field(metadata={"help": "From 1, thinned."})
+    counts: list[int] = field(metadata={"help": "Of the tokens at these ranks."})
+    kept_shares: list[float] = field(metadata={"help": "Share kept of the tokens behind the rank before, up to each rank."})
+    cut: int = field(metadata={"help": "The rank of the last token before the cut."})
+    n_rarer_kept: int = field(default=0, metadata={"help": "Kept tokens behind the cut."})
+    rarer_kept_ranks: list[int] = field(default_factory=list, metadata={"help": "Their ranks, thinned."})
+    rarer_kept_counts: list[int] = field(default_factory=list, metadata={"help": "Their counts, thinned."})
+
+    @classmethod
+    def of(cls, counts: np.ndarray, kept_ids: np.ndarray) -> LongTail:
+        """From int64 [V], [K]. Ranks are thinned evenly over their logarithm."""
+        order = np.argsort(-counts, kind="stable")
+        kept = np.isin(order, kept_ids)
+        balance = np.concatenate([[0], np.cumsum(np.where(kept, 1, -1))])
+        cut = int(balance.argmax())
+        places = np.geomspace(1, counts.size, POINTS).round().astype(np.int64)
+        ranks = np.union1d(places, [rank for rank in (cut, cut + 1) if 1 <= rank <= counts.size])
+        steps = np.diff(ranks, prepend=0)
+        rarer = np.flatnonzero(kept[cut:]) + cut + 1
+        marks = np.searchsorted(rarer, np.geomspace(rarer[0], rarer[-1], MARKS)) if rarer.size else []
+        marked = rarer[np.unique(np.minimum(marks, rarer.size - 1)).astype(np.int64)]
+        return cls(
+            ranks=ranks.tolist(),
+            counts=counts[order[ranks - 1]].tolist(),
+            kept_shares=(np.diff(np.cumsum(kept)[ranks - 1], prepend=0) / steps).round(4).tolist(),
+            cut=cut,
+            n_rarer_kept=int(rarer.size),
+            rarer_kept_ranks=marked.tolist(),
+            rarer_kept_counts=counts[order[marked - 1]].tolist(),
+        )
 
 
 @dataclass
@@ -46,22 +111,34 @@ class VocabReport:
     new_unknown: int = field(
         default=0, metadata={"help": "Unknown tokens after, less those before, on the texts of length_ratio."}
     )
+    n_closure: int = field(default=0, metadata={"help": "Kept though rarer than some removed ones: others are merged from them."})
+    n_placeholders_removed: int = field(default=0, metadata={"help": "Added tokens such as <unused17> that were never counted."})
+    long_tail: LongTail | None = field(default=None, metadata={"help": "How often tokens were counted, for the plot."})
+    model_before: ModelSizes | None = field(default=None, metadata={"help": "The model that was cut last, before."})
+    model_after: ModelSizes | None = field(default=None, metadata={"help": "The same, after."})
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes JSON."""
+        write_json(path, dataclasses.asdict(self))
 
-@dataclass
-class VerifyReport:
-    """What `ShrunkVocab.verify` compared."""
-
-    texts: int
-    texts_all_kept: int
-    max_logit_difference: float | None = None
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> VocabReport:
+        """Reads what `save` wrote. Raises: UsageError, there is no such file, or it holds something else."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            for name, part in (("long_tail", LongTail), ("model_before", ModelSizes), ("model_after", ModelSizes)):
+                if data.get(name) is not None:
+                    data[name] = part(**data[name])
+            return cls(**data)
+        except (OSError, AttributeError, TypeError, ValueError) as error:
+            raise UsageError(f"'{path}' cannot be read ({error}): save the vocabulary again.") from error
 
 
 class ShrunkVocab:
     """A smaller vocabulary: its tokenizer, its map to the original one, and what it costs.
 
     Attributes:
-        tokenizer: what the smaller model is used with.
+        tokenizer: what the smaller model is used with. A plain one under removed="resegment", otherwise a `MappedTokenizer`.
         vocab_map: `VocabMap`, small ids <-> original ids.
         report: `VocabReport`.
         counts: int64 [K], how often each kept token was counted; None if loaded from a folder.
@@ -72,14 +149,16 @@ class ShrunkVocab:
         tokenizer: Any,
         vocab_map: VocabMap,
         report: VocabReport,
-        counts: np.ndarray | None = None,
         original_tokenizer: Any = None,
         probes: Iterable[str] = (),
+        original_counts: np.ndarray | None = None,  # int64 [V]
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_map = vocab_map
         self.report = report
-        self.counts = counts
+        self.counts = None if original_counts is None else original_counts[vocab_map.kept_ids]
+        if original_counts is not None:
+            report.long_tail = LongTail.of(original_counts, vocab_map.kept_ids)
         self._original_tokenizer = original_tokenizer
         self._probes = list(probes)
 
@@ -90,35 +169,32 @@ class ShrunkVocab:
         )
 
     def resize(self, model: Any) -> Any:
-        """A smaller copy of the model; the given one is untouched. See `hf_glmd.models.surgery.resize_model`."""
-        return resize_model(model, self.vocab_map)
+        """A smaller copy of the model; the given one is untouched. See `hf_glmd.models.surgery.resize_model`.
+
+        The sizes of both go into the report.
+        """
+        small_model = resize_model(model, self.vocab_map)
+        tables = [tensor for tensor, _ in find_vocabulary_tensors(model, self.vocab_map.original_size).values()]
+        before = sum(tensor.numel() for tensor in tables if isinstance(tensor, torch.nn.Parameter))
+        removed = model.num_parameters() - small_model.num_parameters()  # nothing else became smaller
+        self.report.model_before = ModelSizes.of(model, before)
+        self.report.model_after = ModelSizes.of(small_model, before - removed)
+        return small_model
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the tokenizer (for plain `AutoTokenizer`), `vocab_map.safetensors` and `vocab_report.json`.
+        """Writes the tokenizer, `vocab_map.safetensors` and `vocab_report.json`.
 
-        All files are written and checked beside the folder first and then moved in, so that nothing half-written stays. Other
-        files in the folder stay, except vocabulary files of an earlier tokenizer, which would be mixed with the new one.
+        Under removed="resegment" plain `AutoTokenizer` reads the folder; otherwise `MappedTokenizer.from_pretrained` does, and
+        `AutoTokenizer` refuses it. All files are written and checked beside the folder first and then moved in, so that nothing
+        half-written stays. Other files in the folder stay, except those of an earlier tokenizer, which would be mixed with it.
 
-        Raises: UsageError, `directory` is a file.
+        Raises: UsageError, `directory` is a file, or has a model beside which `AutoTokenizer` changes the ids of any tokenizer.
         """
-        directory = Path(directory)
-        if directory.exists() and not directory.is_dir():
-            raise UsageError(f"'{directory}' is a file: give a folder to save to.")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as partial:
-            write_tokenizer(self.tokenizer, Path(partial), self._probes)
-            self.vocab_map.save(partial)
-            report = json.dumps(dataclasses.asdict(self.report), indent=2, ensure_ascii=False) + "\n"
-            (Path(partial) / REPORT_FILE).write_text(report, encoding="utf-8")
-            directory.mkdir(exist_ok=True)
-            for name in STALE_FILES:
-                if (directory / name).exists():
-                    logger.warning("Removing '%s': it belongs to the tokenizer that is replaced.", directory / name)
-                    (directory / name).unlink()
-            for item in Path(partial).iterdir():
-                if item.is_dir() and (directory / item.name).exists():
-                    shutil.rmtree(directory / item.name)
-                os.replace(item, directory / item.name)
+        stale = (*STALE_FILES, ORIGINAL_FOLDER) if self.vocab_map.removed == "resegment" else TOP_LEVEL_FILES
+        with written_whole(directory, stale) as folder:
+            self.write_tokenizer(folder, model_type=_model_type(Path(directory)))
+            self.vocab_map.save(folder)
+            self.report.save(folder / REPORT_FILE)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], original_tokenizer: Any = None) -> ShrunkVocab:
@@ -126,91 +202,96 @@ class ShrunkVocab:
 
         Args:
             directory: the folder.
-            original_tokenizer: the tokenizer before it was cut; only `verify` needs it.
+            original_tokenizer: the tokenizer before it was cut; only `verify` needs it, and only under removed="resegment", for
+                otherwise the folder has it.
         Raises: UsageError, a file is missing or of another kind.
         """
         vocab_map = VocabMap.load(directory)
-        report_file = Path(directory) / REPORT_FILE
-        try:
-            report = VocabReport(**json.loads(report_file.read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
-            raise UsageError(f"'{report_file}' cannot be read ({error}): save the vocabulary again.") from error
-        return cls(load_tokenizer(directory), vocab_map, report, original_tokenizer=original_tokenizer)
+        report = VocabReport.load(Path(directory) / REPORT_FILE)
+        if vocab_map.removed == "resegment":
+            return cls(load_tokenizer(directory), vocab_map, report, original_tokenizer=original_tokenizer)
+        tokenizer = MappedTokenizer.from_pretrained(directory)
+        return cls(tokenizer, vocab_map, report, original_tokenizer=original_tokenizer or tokenizer.original)
 
-    def verify(self, texts: Iterable[str], model: Any = None) -> VerifyReport:
-        """Compares the small tokenizer, as saved and loaded again, with the original one; and a model with its smaller copy.
-
-        Each token has to be the one the map says. Each text has to decode to the same text as with the original tokenizer; a text
-        whose tokens were all kept has to give the same tokens; the tokenizer loaded from its files has to give the same ids as
-        the one in memory; the logits of the smaller model have to be the kept columns of the model's.
+    def write_tokenizer(self, folder: Path, probes: Iterable[str] = (), model_type: str | None = None) -> None:
+        """Writes the tokenizer's own files.
 
         Args:
-            texts: some texts of the kind the model is meant for.
-            model: a model with the original vocabulary; None checks the tokenizer only.
+            folder: where to.
+            probes: further texts whose ids are compared with those of the files.
+            model_type: of the model that will lie beside them, which may decide over the class that AutoTokenizer takes.
+        """
+        if self.vocab_map.removed == "resegment":
+            write_tokenizer(self.tokenizer, folder, [*self._probes, *probes], model_type=model_type)
+        else:
+            self.tokenizer.save_pretrained(folder)
+
+    def save_report(self, directory: str | os.PathLike[str]) -> list[Path]:
+        """Writes `vocab_report.json` and, where token counts are known and matplotlib is installed, `vocabulary.png`.
+
+        Returns: the files written.
+        """
+        directory = Path(directory)
+        files = [directory / REPORT_FILE]
+        self.report.save(files[0])
+        if self.report.long_tail is not None:
+            try:
+                files.append(save_vocabulary_plot(self.report, directory / PLOT_FILE))
+            except UsageError as error:
+                logger.warning("%s was not drawn: %s", PLOT_FILE, error)
+        return files
+
+    def export_resegment(self, shrinker: VocabShrinker, alphabet: str | None = None) -> ShrunkVocab:
+        """The same kept tokens as a plain tokenizer, which splits the text of removed tokens into kept pieces.
+
+        What a lossless vocabulary needs besides is kept too: the parts that kept tokens are merged from, and the characters of
+        `alphabet`. If the size stays the same so do the ids, and a model of this vocabulary can be used with the new tokenizer.
+
+        Args:
+            shrinker: has counted with the original tokenizer, e.g. `VocabShrinker.load_counts(file, tokenizer)`.
+            alphabet: as in `VocabShrinker.shrink`.
+        Raises: UsageError, nothing was counted, or with another tokenizer.
+        """
+        kept_ids = self.vocab_map.kept_ids.tolist()
+        if shrinker.counts.size != self.vocab_map.original_size or (
+            self._original_tokenizer is not None
+            and shrinker.tokenizer.convert_ids_to_tokens(kept_ids) != self._original_tokenizer.convert_ids_to_tokens(kept_ids)
+        ):
+            raise UsageError("The shrinker has another tokenizer than the one this vocabulary was cut from: give that one.")
+        # Nothing is counted more often than that: only what has to stay does.
+        exported = shrinker.shrink(keep=kept_ids, min_count=int(shrinker.counts.max()) + 1, alphabet=alphabet)
+        if exported.vocab_map.size != self.vocab_map.size:
+            logger.warning(
+                "A lossless vocabulary needs %d more tokens than the %d kept: resize the original model again, the ids differ.",
+                exported.vocab_map.size - self.vocab_map.size,
+                self.vocab_map.size,
+            )
+        return exported
+
+    def verify(self, texts: Iterable[str], model: Any = None, *, batch_size: int = 1_000, progress: bool = True) -> VerifyReport:
+        """Compares the small tokenizer, as saved and loaded again, with the original one; and a model with its smaller copy.
+
+        Each token has to be the one the map says, and the tokenizer loaded from its files has to give the same ids as the one in
+        memory. Under removed="resegment" each text has to decode to the same text as with the original tokenizer; a text whose
+        tokens were all kept has to give the same tokens; every kept token that could be produced still can. Under "nearest" and
+        "unk" the ids have to be those of the original tokenizer and the map, and kept and special tokens stand for themselves.
+        What the smaller model computes has to be what the model does, logits in the kept columns.
+
+        Args:
+            texts: texts of the kind the model is meant for, as many as wanted: they are read `batch_size` at a time.
+            model: a model with the original vocabulary; None checks the tokenizer only. It reads the first few texts.
+            batch_size: >= 1.
+            progress: show a progress bar if it takes longer.
         Returns: what was compared.
         Raises: UsageError, a text is no longer the same because of characters that were not kept. RuntimeError, anything else
             differs, which is a bug.
         """
         if self._original_tokenizer is None:
             raise UsageError("verify needs the original tokenizer: from_pretrained(folder, original_tokenizer).")
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise UsageError("verify needs at least one text.")
-        large, small = backend_of(self._original_tokenizer), backend_of(self.tokenizer)
-        for small_id, old_id in enumerate(self.vocab_map.kept_ids.tolist()):
-            ours, theirs = small.id_to_token(small_id), large.id_to_token(old_id)
-            if ours != theirs:
-                raise RuntimeError(f"The map says token {small_id} is {theirs!r}, but it is {ours!r}.")
-        with tempfile.TemporaryDirectory() as folder:
-            write_tokenizer(self.tokenizer, Path(folder), [*self._probes, *texts[:200]])
-            reloaded = backend_of(load_tokenizer(folder))
-        result = VerifyReport(texts=len(texts), texts_all_kept=0)
-        for start in range(0, len(texts), 1_000):
-            chunk = texts[start : start + 1_000]
-            old, new, again = (encode_texts(backend, chunk) for backend in (large, small, reloaded))
-            if new != again:
-                raise RuntimeError("The tokenizer gives other ids once it is saved and loaded again.")
-            before = large.decode_batch(old, skip_special_tokens=False)
-            after = small.decode_batch(new, skip_special_tokens=False)
-            for text, old_ids, new_ids, old_text, new_text in zip(chunk, old, new, before, after, strict=True):
-                if self.vocab_map.keeps(old_ids).all():
-                    result.texts_all_kept += 1
-                    if self.vocab_map.to_small(old_ids) != new_ids:
-                        raise RuntimeError(f"All tokens of {text[:200]!r} were kept, and yet it is split otherwise.")
-                if old_text != new_text:
-                    raise UsageError(
-                        f"{text[:200]!r} now reads {new_text[:200]!r}, before {old_text[:200]!r}: count such texts, name "
-                        "them in keep_texts=, or use alphabet='all'."
-                    )
-        if model is not None:
-            result.max_logit_difference = self._compare_logits(model, texts)
-        return result
+        return verify_vocabulary(self, self._original_tokenizer, texts, model, batch_size, progress)
 
-    def _compare_logits(self, model: Any, texts: list[str]) -> float:
-        limit = min(64, getattr(model.config, "max_position_embeddings", None) or 64)
-        ids = [ids[: limit - 2] for ids in encode_texts(backend_of(self.tokenizer), texts[:8]) if ids]
-        small_model = self.resize(model)
-        kept = torch.from_numpy(self.vocab_map.kept_ids.copy())
-        worst = 0.0
-        training = model.training
-        model.eval()
-        small_model.eval()
-        try:
-            for row in ids:
-                small_ids = torch.tensor([row], device=model.device)
-                outputs = []
-                for one, inputs in ((small_model, small_ids), (model, self.vocab_map.to_original(small_ids))):
-                    decoder = {"decoder_input_ids": inputs} if model.config.is_encoder_decoder else {}
-                    with torch.no_grad():
-                        outputs.append(one(input_ids=inputs, attention_mask=torch.ones_like(inputs), **decoder)[0].float())
-                new, old = outputs
-                if old.shape[-1] >= self.vocab_map.original_size and new.shape[-1] == self.vocab_map.size:
-                    old = old[..., kept.to(old.device)]
-                difference = float((new - old).abs().max())
-                # Fewer columns may be summed in another order: equal up to the rounding of the model's dtype.
-                if not difference <= 64 * torch.finfo(model.dtype).eps * max(1.0, float(old.abs().max())):
-                    raise RuntimeError(f"The smaller model computes other logits: they differ by {difference}.")
-                worst = max(worst, difference)
-        finally:
-            model.train(training)
-        return worst
+
+def _model_type(directory: Path) -> str | None:
+    """Of the model in the folder; None if there is none."""
+    file = directory / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("model_type") if file.is_file() else None

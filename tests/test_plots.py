@@ -4,13 +4,27 @@ import csv
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from record_examples import example_record
 
 from hf_glmd.errors import UsageError
-from hf_glmd.plots import _draw_kl, _draw_long_tail, _draw_parameters, _spread, percent, plot_titles, save_plots
+from hf_glmd.plots import (
+    PALE_BLUE,
+    PALE_GREY,
+    _draw_kl,
+    _draw_long_tail,
+    _draw_parameters,
+    _spread,
+    draw_long_tail,
+    percent,
+    plot_titles,
+    save_plots,
+    save_vocabulary_plot,
+)
+from hf_glmd.shrunk_vocab import LongTail, VocabReport
 
 
 def read_csv(path: Path) -> list[list[str]]:
@@ -119,8 +133,82 @@ def test_kept_and_cut_ranks_meet_at_the_cut(first):
     record.vocab = dataclasses.replace(record.vocab, original_size=223, size=101)
     [panel] = _draw_long_tail(record, "t").axes
     kept, removed, cut = panel.lines
-    assert len(kept.get_xdata()) == 101 and kept.get_xdata()[-1] == removed.get_xdata()[0]
-    assert removed.get_xdata()[-1] == ranks[-1] and cut.get_xdata()[0] == first + 101
+    assert kept.get_xdata().tolist() == list(range(1, 102)) and removed.get_xdata().tolist() == list(range(101, 212))
+    assert kept.get_ydata().tolist() == list(range(211, 110, -1)) and cut.get_xdata()[0] == 101
+    assert panel.get_xscale() == panel.get_yscale() == "log" and panel.get_xlim() == (1, 223)
+    assert len(panel.collections) == 2, "one area of kept tokens, one of removed ones"
+
+
+def vocab_report(size: int, **changes: Any) -> VocabReport:
+    """8,191 tokens, the rarer half never counted; kept are the commonest, and every hundredth of the others."""
+    counts = np.maximum(0, 2e6 / (np.arange(8_191) + 2) ** 1.1 - 2e6 / 4_097**1.1).astype(np.int64)
+    kept_ids = np.union1d(np.arange(size), np.arange(size + 50, 8_191, 100))
+    report = VocabReport(8_191, kept_ids.size, counts[kept_ids].sum() / counts.sum(), 1.0531, int(counts.sum()), 9, 5, 80, 0)
+    return dataclasses.replace(report, long_tail=LongTail.of(counts, kept_ids), **changes)
+
+
+def test_the_vocabulary_plot_shows_the_cut_and_the_rare_tokens_that_stay(tmp_path):
+    report = vocab_report(1_000)
+    assert save_vocabulary_plot(report, tmp_path / "plots" / "vocabulary.png") == tmp_path / "plots" / "vocabulary.png"
+    assert (tmp_path / "plots" / "vocabulary.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    tail = report.long_tail
+    rarer = list(zip(tail.rarer_kept_ranks, tail.rarer_kept_counts, strict=True))
+    [panel] = draw_long_tail(tail.ranks, tail.counts, tail.kept_shares, report, "t", tail.cut, tail.n_rarer_kept, rarer).axes
+    kept, removed, cut = panel.lines
+    assert kept.get_xdata()[-1] == removed.get_xdata()[0] == cut.get_xdata()[0] == tail.cut == 1_000
+    assert max(removed.get_xdata()) < 4_097, "what was never counted has no place on a logarithm"
+    marks = panel.collections[-1].get_offsets()
+    assert marks[:, 0].tolist() == tail.rarer_kept_ranks and marks[-1, 1] == panel.get_ylim()[0]
+    assert [text.get_text() for text in panel.texts] == [
+        "1,072 of 8,191 tokens kept",
+        f"they cover {percent(report.coverage)} of the text",
+        f"removed: {percent(1 - report.coverage)}",
+        "tokens per text: × 1.053",
+        "• 72 rarer tokens kept",
+    ]
+
+
+def test_areas_take_the_colour_of_what_was_kept_in_them():
+    shares = [1.0, 1.0, 0.0, 0.0, 0.5]
+    [panel] = draw_long_tail([1, 2, 3, 4, 5], [9, 8, 7, 6, 5], shares, vocab_report(1_000), "t", 2).axes
+    colours = [area.get_facecolor()[0, :3] for area in panel.collections]
+    assert len(colours) == 3
+    pale_blue, pale_grey = (np.array([int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for c in (PALE_BLUE, PALE_GREY))
+    for colour, expected in zip(colours, (pale_blue, pale_grey, (pale_blue + pale_grey) / 2), strict=True):
+        assert np.allclose(colour, expected)
+
+
+def test_the_whole_vocabulary_has_no_cut():
+    report = vocab_report(8_191)
+    tail = report.long_tail
+    [panel] = draw_long_tail(tail.ranks, tail.counts, tail.kept_shares, report, "t", tail.cut).axes
+    assert tail.cut == 8_191 and len(panel.texts) == 0 and len(panel.lines) == 2
+
+
+@pytest.mark.parametrize("size", [1, 20, 150, 700, 1_500, 2_200, 3_000, 6_000, 8_190])
+def test_no_text_of_the_long_tail_is_on_the_curve(size):
+    report = vocab_report(size)
+    tail = report.long_tail
+    figure = draw_long_tail(tail.ranks, tail.counts, tail.kept_shares, report, "A quarter of it", tail.cut, tail.n_rarer_kept)
+    figure.draw_without_rendering()
+    [panel] = figure.axes
+    boxes = [text.get_window_extent() for text in (*panel.texts, figure._suptitle, panel.xaxis.label)]
+    assert len(boxes) in (6, 7)
+    assert not [(a, b) for number, a in enumerate(boxes) for b in boxes[:number] if a.overlaps(b)]
+    points = panel.transData.transform([point for line in panel.lines[:2] for point in line.get_xydata()])
+    assert not [box for box in boxes for x, y in points if box.contains(x, y)]
+    frame, cut = panel.get_window_extent(), panel.lines[-1]
+    assert all(box.x0 >= frame.x0 for box in boxes[:-2])
+    x = panel.transData.transform((tail.cut, 1))[0]
+    ends = [frame.y0 + end * frame.height for end in cut.get_ydata()]
+    assert not [box for box in boxes[:-2] if box.x0 < x < box.x1 and box.y0 < max(ends)]
+
+
+def test_without_counts_there_is_no_long_tail(tmp_path):
+    for tail in (None, LongTail([1, 2], [0, 0], [1.0, 0.0], 1)):
+        with pytest.raises(UsageError, match="no token counts are known"):
+            save_vocabulary_plot(dataclasses.replace(vocab_report(9), long_tail=tail), tmp_path / "vocabulary.png")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("levels", [(3.581, 1.263), (3.581, 3.6), (3.581, 1.19), (1e-3, 1e-3)])

@@ -102,7 +102,11 @@ def test_kept_tokens_ids_and_texts_stay():
         ({"keep_texts": [3]}, "int"),
         ({"size": 50}, r"size=50 is smaller than the 85 tokens that must stay \(5 special, 80 single characters, 0 from keep="),
         ({"size": V + 1}, "more than the 211 tokens"),
-        ({"removed": "nearest"}, "not there yet"),
+        ({"removed": "nearest"}, r"removed='nearest' compares embeddings: give embeddings=model.get_input_embeddings\(\).weight"),
+        ({"removed": "nearest", "embeddings": torch.zeros(V - 1, 2)}, "embeddings must be a float"),
+        ({"removed": "unk", "embeddings": torch.zeros(V, 2)}, "nearest"),
+        ({"order": "best"}, "no order at 'best'"),
+        ({"order": [1, 2]}, "order must hold each of the 211 ids"),
         ({"removed": "drop"}, "'drop' is unknown"),
         ({"similarity": "taste"}, "'taste'"),
         ({"embeddings": torch.zeros(V, 2)}, "nearest"),
@@ -254,10 +258,21 @@ def test_the_small_tokenizer_pads_with_the_new_id():
 
 
 def test_the_given_tokenizer_is_untouched():
-    tokenizer = helpers.generic_tokenizer()
+    tokenizer = helpers.generic_tokenizer(extra_special_tokens=["walk"])
     before = tokenizer.backend_tokenizer.to_str()
-    VocabShrinker(tokenizer).count(TEXTS, progress=False).shrink().verify(TEXTS)
-    assert tokenizer.backend_tokenizer.to_str() == before
+    vocab = VocabShrinker(tokenizer).count(TEXTS, progress=False).shrink()
+    vocab.verify(TEXTS)
+    vocab.tokenizer.pad_token = "[MASK]"
+    vocab.tokenizer.padding_side = "left"
+    vocab.tokenizer.add_tokens(["new"])
+    assert tokenizer.backend_tokenizer.to_str() == before and tokenizer.extra_special_tokens == ["walk"]
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("[PAD]", "right")
+
+
+def test_a_tokenizer_of_the_tokenizers_library():
+    vocab = VocabShrinker(helpers.bpe_backend()).count(TEXTS, progress=False).shrink(300)
+    assert len(vocab.tokenizer) == 300
+    vocab.verify(TEXTS, progress=False)
 
 
 def test_verify_notices_a_wrong_map():
@@ -276,6 +291,226 @@ def test_verify_notices_a_model_that_is_cut_otherwise(monkeypatch):
     monkeypatch.setattr(ShrunkVocab, "resize", lambda self, model: small)
     with pytest.raises(RuntimeError, match="other logits"):
         vocab.verify(TEXTS, model)
+
+
+def shrunk(kind, **options):
+    shrinker = VocabShrinker(helpers.fast_tokenizer(kind)).count([*TEXTS, *TEXTS[:20]], progress=False)
+    return shrinker, shrinker.shrink(**options)
+
+
+@pytest.mark.parametrize("order", ["count", "leaf"])
+@pytest.mark.parametrize("kind", sorted(helpers.BACKENDS))
+def test_every_kind_of_tokenizer(kind, order, tmp_path):
+    shrinker, vocab = shrunk(kind, size=0.9, order=order)
+    large = shrinker.tokenizer
+    assert vocab.report.size == len(vocab.tokenizer) == int(np.ceil(0.9 * shrinker.counts.size))
+    texts = TEXTS if kind == "wordlevel" else [*TEXTS, "Mixed  CASE walking!", "1234 walker", "[MASK] <mask> turnwork"]
+    kept = [text for text in texts if kind != "wordlevel" or vocab.vocab_map.keeps(large(text)["input_ids"]).all()]
+    assert vocab.verify(kept, progress=False).texts_all_kept > 0
+    vocab.save_pretrained(tmp_path / "saved")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert loaded(TEXTS)["input_ids"] == vocab.tokenizer(TEXTS)["input_ids"]
+    assert loaded.special_tokens_map == large.special_tokens_map
+    smallest = shrinker.shrink(min_count=10**9, order=order)  # what has to stay
+    assert smallest.report.size < shrinker.counts.size - 10 and smallest.report.coverage < vocab.report.coverage
+    if kind != "wordlevel":
+        smallest.verify(texts, progress=False)
+    assert set(smallest.vocab_map.kept_ids) <= set(vocab.vocab_map.kept_ids)
+
+
+def test_the_report_counts_what_comes_with_other_tokens():
+    shrinker, vocab = shrunk("bpe bytes", size=290)
+    assert vocab.report.n_alphabet == 256 and vocab.report.n_special == 4
+    removed = np.setdiff1d(np.arange(shrinker.counts.size), vocab.vocab_map.kept_ids)
+    merged = vocab.vocab_map.kept_ids >= 4 + 256  # special tokens and bytes are first
+    assert vocab.report.n_closure == (vocab.counts[merged] < shrinker.counts[removed].max()).sum() > 0
+    assert counted().shrink().report.n_closure == 0
+
+
+def test_whole_words_of_a_removed_kind_are_reported(caplog):
+    with caplog.at_level(logging.WARNING):
+        vocab = shrunk("wordlevel", size=30)[1]
+    assert vocab.report.new_unknown > 0 and "otherwise keep more tokens" in caplog.text
+    assert vocab.report.n_alphabet == 0  # characters spell nothing here
+
+
+def test_an_order_serves_many_sizes_and_other_shrinkers(tmp_path):
+    shrinker = VocabShrinker(helpers.fast_tokenizer("bpe fallback")).count(TEXTS, progress=False)
+    for order in ("count", "leaf"):
+        shrinker.save_order(tmp_path / order, order)
+        for size in (310, 340):
+            direct = shrinker.shrink(size, order=order)
+            assert np.array_equal(shrinker.shrink(size, order=tmp_path / order).vocab_map.kept_ids, direct.vocab_map.kept_ids)
+            assert np.array_equal(
+                shrinker.shrink(size, order=str(tmp_path / order)).vocab_map.kept_ids, direct.vocab_map.kept_ids
+            )
+    assert shrinker.shrink(340, order=np.arange(shrinker.counts.size)).report.size == 340
+    with pytest.raises(UsageError, match="another tokenizer"):
+        counted().shrink(order=tmp_path / "leaf")
+    with pytest.raises(UsageError, match="order='best' is unknown"):
+        shrinker.save_order(tmp_path / "best", "best")
+    with pytest.raises(UsageError, match="Nothing was counted"):
+        VocabShrinker(helpers.generic_tokenizer()).save_order(tmp_path / "none")
+
+
+def test_a_saved_order_serves_texts_counted_later(tmp_path):
+    shrinker = counted()
+    shrinker.save_order(tmp_path / "order")
+    other = VocabShrinker(helpers.generic_tokenizer()).count(["zoo zoo zoo"], progress=False)
+    kept = other.shrink(150, order=tmp_path / "order", alphabet="all").vocab_map.kept_ids
+    assert np.array_equal(kept, shrinker.shrink(150, alphabet="all").vocab_map.kept_ids)
+
+
+def test_weights_and_limits_of_a_corpus():
+    one = VocabShrinker(helpers.generic_tokenizer()).count(TEXTS, weight=3, max_texts=5, progress=False)
+    other = VocabShrinker(helpers.generic_tokenizer()).count(TEXTS[:5], progress=False)
+    assert np.array_equal(one.counts, 3 * other.counts) and one.sample(99) == [text for text in other.sample(99)]
+    assert sorted(other.sample(99)) == sorted(TEXTS[:5]) and len(other.sample(2)) == 2
+    with pytest.raises(UsageError, match="max_texts=0"):
+        other.count(TEXTS, max_texts=0)
+
+
+def with_placeholders(**settings):
+    backend = helpers.wordpiece_backend()
+    backend.add_special_tokens([f"<unused{number}>" for number in range(9)])
+    backend.add_special_tokens(["<extra_id_0>"])
+    backend.add_tokens(["[unused9]"])
+    return helpers.generic_tokenizer(backend, **settings)
+
+
+def test_placeholders_that_were_never_counted_go_and_do_not_come_back(tmp_path, caplog):
+    listed = [f"<unused{number}>" for number in range(9)] + ["<extra_id_0>"]
+    tokenizer = with_placeholders(extra_special_tokens=listed, eos_token="<unused1>")
+    tokenizer.chat_template = "{{ '<unused2>' }}{{ messages[0]['content'] }}"
+    shrinker = VocabShrinker(tokenizer).count([*TEXTS, "walk <unused3>"], progress=False)
+    with caplog.at_level(logging.INFO):
+        vocab = shrinker.shrink(size=150, keep=["<unused4>"])
+    assert vocab.report.n_placeholders_removed == 6 and "6 placeholder tokens" in caplog.text
+    there = {f"<unused{number}>" for number in (1, 2, 3, 4)} | {"<extra_id_0>"}
+    vocab.save_pretrained(tmp_path / "vocab")
+    vocab.tokenizer.save_pretrained(tmp_path / "alone")  # as a trainer does
+    for one in (vocab.tokenizer, *(AutoTokenizer.from_pretrained(tmp_path / name) for name in ("vocab", "alone"))):
+        assert one(TEXTS)["input_ids"] == vocab.tokenizer(TEXTS)["input_ids"]
+        assert {token for token in one.get_vocab() if "unused" in token or "extra" in token} == there
+        assert len(one) == 150 and set(one.all_special_tokens) >= there - {"<unused4>"} | {"<unused1>"}
+    vocab.verify(TEXTS, progress=False)
+    assert len(tokenizer) == V + 11 and tokenizer.extra_special_tokens == listed  # the given one is as it was
+
+
+def test_what_a_chat_template_writes_stays():
+    tokenizer = helpers.generic_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% generation %}markness: {{ m['role'] + '\\u0068elpness' }}{% endgeneration %}{% endfor %}"
+    )
+    vocab = VocabShrinker(tokenizer).count(["walk"], progress=False).shrink(100)
+    assert {"markness", "helpness"} <= vocab.tokenizer.get_vocab().keys()
+    assert vocab.report.n_special > 5
+    tokenizer.chat_template = {"default": "turnness", "tool_use": "{{ 'readness' }}"}
+    known = VocabShrinker(tokenizer).count(["walk"], progress=False).shrink(100).tokenizer.get_vocab()
+    assert {"turnness", "readness"} <= known.keys() and "helpness" not in known
+    tokenizer.chat_template = "{{ 'open"
+    with pytest.raises(UsageError, match="chat template is no valid Jinja"):
+        counted(tokenizer).shrink()
+
+
+def test_tokens_that_a_model_names_stay(caplog):
+    model = helpers.tiny_model("gpt2")
+    model.config.bos_token_id, model.generation_config.eos_token_id = 201, [2, 205]
+    shrinker = counted()
+    assert not shrinker.shrink(120).vocab_map.keeps([201, 205]).any()
+    with caplog.at_level(logging.INFO):
+        vocab = shrinker.shrink(120, model=model)
+    assert vocab.vocab_map.keeps([2, 201, 205]).all()
+    assert (
+        "token 201 stays because the model's settings name it: bos_token_id" in caplog.text and "token 205 stays" in caplog.text
+    )
+    assert vocab.report.n_special == 5 + len({2, 201, 205} - set(shrinker.tokenizer.all_special_ids))
+    small = vocab.resize(model)
+    assert small.config.bos_token_id == vocab.vocab_map.to_small(201)
+    assert shrinker.shrink(120, model=model.config).vocab_map.keeps([201]).all()
+
+
+def test_characters_that_would_vanish_are_warned_of(caplog):
+    backend = helpers.bpe_backend("suffix")
+    backend.model.unk_token = None
+    tokenizer = helpers.generic_tokenizer(backend, unk_token=None, pad_token=None)
+    with caplog.at_level(logging.WARNING):
+        VocabShrinker(tokenizer).count(TEXTS, progress=False).shrink(150)
+    assert "will vanish" in caplog.text
+
+
+@pytest.mark.parametrize("as_config", [False, True])
+def test_a_model_of_fewer_rows_is_refused(as_config):
+    model = helpers.tiny_model("gpt2", vocab_size=V - 1)
+    with pytest.raises(UsageError, match=f"table has {V - 1} rows, fewer than the {V} tokens"):
+        counted().shrink(model=model.config if as_config else model)
+
+
+def test_a_special_token_that_is_not_there_is_refused():
+    tokenizer = helpers.generic_tokenizer()
+    tokenizer.pad_token = "[NOPE]"
+    with pytest.raises(UsageError, match=r"pad_token '\[NOPE\]' is not in the vocabulary"):
+        counted(tokenizer).shrink()
+
+
+def embedded(shrinker, seed=0):
+    return torch.randn(shrinker.counts.size + 3, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "euclidean"])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe fallback", "bpe bytes", "unigram"])
+def test_removed_tokens_are_mapped_to_the_nearest(kind, similarity, tmp_path):
+    shrinker = VocabShrinker(helpers.fast_tokenizer(kind)).count(TEXTS, progress=False)
+    table = embedded(shrinker)
+    size = shrinker.counts.size - 40
+    vocab = shrinker.shrink(size, removed="nearest", similarity=similarity, embeddings=table)
+    assert vocab.report.size == len(vocab.tokenizer) == size
+    assert vocab.report.length_ratio == 1.0 and vocab.report.new_unknown == 0
+    vocab_map, backend = vocab.vocab_map, shrinker.tokenizer.backend_tokenizer
+    assert (vocab_map.removed, vocab_map.similarity) == ("nearest", similarity)
+    own = set(shrinker.tokenizer.all_special_ids) | {
+        i
+        for i in vocab_map.kept_ids.tolist()
+        if kind.startswith("bpe") and len(backend.decode([i])) < 2 or backend.id_to_token(i)[:3] == "<0x"
+    }
+    for token_id in np.setdiff1d(np.arange(shrinker.counts.size), vocab_map.kept_ids).tolist():
+        stand_in = int(vocab_map.to_original(vocab_map.to_small(token_id)))
+        assert stand_in not in shrinker.tokenizer.all_special_ids
+        others = [i for i in vocab_map.kept_ids.tolist() if i not in own]
+        one, rest = table[token_id], table[others]
+        score = {
+            "dot": rest @ one,
+            "cosine": torch.nn.functional.cosine_similarity(rest, one[None]),
+            "euclidean": -(rest - one).norm(dim=-1),
+        }[similarity]
+        if stand_in in others:
+            assert score[others.index(stand_in)] >= score.max() - 1e-5
+    assert vocab.tokenizer(TEXTS)["input_ids"] == vocab_map.to_small(shrinker.tokenizer(TEXTS)["input_ids"])
+    vocab.verify(TEXTS, progress=False)
+    vocab.save_pretrained(tmp_path)
+    assert ShrunkVocab.from_pretrained(tmp_path).tokenizer(TEXTS)["input_ids"] == vocab.tokenizer(TEXTS)["input_ids"]
+
+
+def test_for_a_map_the_commonest_tokens_stay_without_their_parts():
+    shrinker = VocabShrinker(helpers.fast_tokenizer("bpe fallback")).count(TEXTS, progress=False)
+    special = {*shrinker.tokenizer.all_special_ids, *range(4, 260)}
+    kept = shrinker.shrink(300, removed="nearest", embeddings=embedded(shrinker)).vocab_map.kept_ids
+    free = [i for i in np.lexsort((np.arange(shrinker.counts.size), -shrinker.counts)).tolist() if i not in special]
+    assert kept.tolist() == sorted([*special, *free[: 300 - len(special)]])
+    with_letters = shrinker.shrink(320, removed="nearest", embeddings=embedded(shrinker), alphabet="all").report
+    assert with_letters.n_alphabet > 256
+
+
+def test_removed_tokens_are_mapped_to_the_unknown_token():
+    shrinker = counted()
+    vocab = shrinker.shrink(60, removed="unk")
+    assert vocab.report.n_alphabet == 0 and vocab.report.length_ratio == 1.0 and vocab.report.new_unknown > 0
+    gone = np.setdiff1d(np.arange(V), vocab.vocab_map.kept_ids)
+    assert set(vocab.vocab_map.to_small(gone)) == {vocab.tokenizer.unk_token_id}
+    vocab.verify(TEXTS, progress=False)
+    with pytest.raises(UsageError, match="removed='unk' needs an unknown token"):
+        tokenizer = helpers.fast_tokenizer("bpe bytes", unk_token=None)
+        VocabShrinker(tokenizer).count(TEXTS, progress=False).shrink(300, removed="unk")
 
 
 def _real_tokenizer(name: str, folder: Path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import functools
+import itertools
 import json
 import string
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_glmd.vocab.vocab_map import VocabMap
@@ -19,12 +22,13 @@ V = 211  # prime, so that no other size equals it by accident
 SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ENDINGS = ("ing", "ed", "er", "ly", "ness")
 _STEMS = ("walk", "talk", "jump", "read", "play", "look", "call", "turn", "help", "work", "rest", "mark")
+_LETTERS = string.ascii_lowercase + string.digits + ".,!?"
 
 
 def wordpiece_vocabulary() -> dict[str, int]:
     """V tokens. [PAD] is 0, the other specials stand behind words that will be removed, as in bert-base-uncased: they move."""
     words = [stem + ending for stem in _STEMS for ending in ("", *_ENDINGS)]  # 72
-    letters = list(string.ascii_lowercase + string.digits + ".,!?")
+    letters = list(_LETTERS)
     tokens = ["[PAD]", *words[:20], *SPECIAL, *words[20:], *letters, *(f"##{c}" for c in letters), *(f"##{e}" for e in _ENDINGS)]
     fillers = (f"##{a}{b}" for a in "aeiou" for b in string.ascii_lowercase)
     while len(tokens) < V:
@@ -52,6 +56,117 @@ def wordpiece_backend(post_processor: str = "template") -> Tokenizer:
     }[post_processor]
     tokenizer.add_special_tokens(["[PAD]", *SPECIAL])
     return tokenizer
+
+
+MERGED_STYLES = ("bytes", "whole words", "fallback", "suffix", "prefix")
+"""How BPE tokenizers differ: GPT-2's, Llama-3's (`ignore_merges`), Llama-2's, CLIP's, and with a prefix inside words."""
+
+
+def bpe_backend(style: str = "bytes") -> Tokenizer:
+    """Merges learned from the words above, and several merges for many a token, not all of them in the order of their lengths."""
+    prefix, suffix = "##" if style == "prefix" else "", "</w>" if style == "suffix" else ""
+    before = {"bytes": "Ġ", "whole words": "Ġ", "fallback": "▁"}.get(style, "")
+    words = [before + stem + ending for stem in _STEMS for ending in ("", *_ENDINGS)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if before == "Ġ" else [*before, *_LETTERS, *(["é"] * (not before))]
+    vocabulary = list(SPECIAL) + [f"<0x{byte:02X}>" for byte in range(256)] * (style == "fallback")
+    vocabulary += [p + c + s for c in alphabet for p in sorted({"", prefix}) for s in sorted({"", suffix})]
+    merges = _learned_merges(words, prefix, suffix, 70)
+    vocabulary += dict.fromkeys(left + right.removeprefix(prefix) for left, right in merges)
+    vocabulary += [t for pair in ("lk", "al", "in", "ng", "rk", "rn", "ea", "ee", "1234") for t in [pair] if t not in vocabulary]
+    known = set(vocabulary)
+    for token in vocabulary[::-1]:  # as conversions from SentencePiece and tiktoken make them: every way to split a token
+        merges += [
+            (token[:at], prefix + token[at:])
+            for at in range(1, len(token))
+            if token[:at] in known and prefix + token[at:] in known and (token[:at], prefix + token[at:]) not in merges
+        ] * (not suffix)
+    if style == "whole words":
+        vocabulary += ["Ġmarks", "Ġturnwork"]  # merges do not give these
+    settings: dict[str, Any] = {"byte_fallback": style == "fallback", "ignore_merges": style == "whole words"}
+    if before != "Ġ":
+        settings["unk_token"] = "[UNK]"
+    if prefix:
+        settings["continuing_subword_prefix"] = prefix
+    if suffix:
+        settings["end_of_word_suffix"] = suffix
+    model = models.BPE({token: index for index, token in enumerate(vocabulary)}, merges, **settings)
+    tokenizer = Tokenizer(model)
+    if before == "Ġ":
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    elif before:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece(prefix) if prefix else decoders.BPEDecoder(suffix)
+    return _with_specials(tokenizer)
+
+
+def unigram_backend(byte_fallback: bool = False) -> Tokenizer:
+    """As SentencePiece makes them: special tokens first, the unknown one at 3, and the words' pieces by score."""
+    words = ["▁" + stem + ending for stem in _STEMS for ending in ("", *_ENDINGS)]
+    pieces = [*words, *_STEMS, *_ENDINGS, "▁", *_LETTERS, "é"]
+    scored = [(piece, -3.0 - 0.1 * index - 0.37 * (index % 7)) for index, piece in enumerate(dict.fromkeys(pieces))]
+    scored += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)] * byte_fallback
+    specials = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "[UNK]")]
+    tokenizer = Tokenizer(models.Unigram(specials + scored, unk_id=3, byte_fallback=byte_fallback))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    tokenizer.decoder = (
+        decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]) if byte_fallback else decoders.Metaspace()
+    )
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "[UNK]"])
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])  # outside of the model, as in XLM-R
+    return tokenizer
+
+
+def wordlevel_backend() -> Tokenizer:
+    words = [stem + ending for stem in _STEMS for ending in ("", *_ENDINGS)]
+    vocabulary = [*words[:20], *SPECIAL, *words[20:], *".,!?"]
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return _with_specials(tokenizer)
+
+
+BACKENDS = {
+    "wordpiece": wordpiece_backend,
+    **{f"bpe {style}": functools.partial(bpe_backend, style) for style in MERGED_STYLES},
+    "unigram": unigram_backend,
+    "unigram bytes": functools.partial(unigram_backend, byte_fallback=True),
+    "wordlevel": wordlevel_backend,
+}
+"""One of each kind of tokenizer."""
+
+
+def fast_tokenizer(kind: str, **settings: Any) -> PreTrainedTokenizerFast:
+    """One of `BACKENDS` as transformers has it, with the names of its special tokens."""
+    backend = BACKENDS[kind]()
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    if kind.startswith("unigram"):
+        names = {"unk_token": "[UNK]", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **(names | settings))
+
+
+def _with_specials(tokenizer: Tokenizer) -> Tokenizer:
+    cls, sep = ((name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", [cls, sep])
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def _learned_merges(words: list[str], prefix: str, suffix: str, number: int) -> list[tuple[str, str]]:
+    """The commonest pair of neighbours again and again; of equally common ones the first by name."""
+    rows = [[(prefix if i else "") + c + (suffix if i == len(word) - 1 else "") for i, c in enumerate(word)] for word in words]
+    merges = []
+    for _ in range(number):
+        pairs = collections.Counter(pair for row in rows for pair in itertools.pairwise(row))
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((left, right))
+        for row in rows:
+            for at in range(len(row) - 2, -1, -1):
+                if tuple(row[at : at + 2]) == (left, right):
+                    row[at : at + 2] = [left + right.removeprefix(prefix)]
+    return merges
 
 
 def generic_tokenizer(backend: Tokenizer | None = None, **settings: Any) -> PreTrainedTokenizerFast:

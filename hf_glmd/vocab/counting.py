@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import heapq
-import itertools
 import json
-import lzma
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from tokenizers import Tokenizer
 from torch import distributed
 from tqdm.auto import tqdm
 
-from hf_glmd.errors import UsageError, nearest
+from hf_glmd.errors import UsageError
+from hf_glmd.vocab.sources import read_texts
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_TEXTS = 2_000
 """Texts remembered while counting, on which the length ratio is measured."""
@@ -31,34 +35,42 @@ SAMPLE_TEXTS = 2_000
 SAMPLE_CHARACTERS = 4_096
 """A remembered text is cut to this many characters, so that the memory stays bounded whatever the corpus."""
 
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
-_PACKED = (".gz", ".xz")
+BATCH_TEXTS = 10_000
+BATCH_CHARACTERS = 2**21
+"""A batch is closed at this many texts or characters: some 100 MB while it is tokenized, and enough to keep many cores busy."""
+
 _FORMAT = "hf_glmd.counts"
-_VERSION = "1"
+_VERSION = "2"
 
 
 @dataclass
 class TokenCounts:
     """What one or several corpora were found to hold.
 
-    `values` is int64 [V]. `texts` is the number of texts that were not empty. `sample` maps the number of a text (0 for the first
-    one counted) to its beginning: the `SAMPLE_TEXTS` texts whose numbers hash lowest, so that the choice is uniform, the same in
-    every run, and the same for any number of processes.
+    `values` is int64 [V], weights included. `texts` is the number of texts that were not empty, `rows` that of all. `sample`
+    holds the beginnings of up to `SAMPLE_TEXTS` texts by (place, number): number counts the rows from 0, place is a hash of it
+    divided by the weight of the corpus, and the texts with the lowest places are the sample. So the choice is uniform (under
+    weights, in proportion to them), the same in every run, and the same for any batch size and any number of processes.
     """
 
     values: np.ndarray
     texts: int = 0
     rows: int = 0
-    sample: dict[int, str] = field(default_factory=dict)
+    sample: dict[tuple[float, int], str] = field(default_factory=dict)
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
         """The counts of both corpora, the other one counted after this one."""
-        sample = self.sample | {self.rows + index: text for index, text in other.sample.items()}
+        if self.values.size != other.values.size:
+            raise UsageError(
+                f"Counts of {self.values.size} and of {other.values.size} tokens do not add up: they come from different "
+                "tokenizers, or tokens were added in between. Count both with the same one."
+            )
+        later = {(place, self.rows + number): text for (place, number), text in other.sample.items()}
         return TokenCounts(
             values=self.values + other.values,
             texts=self.texts + other.texts,
             rows=self.rows + other.rows,
-            sample=_lowest(sample),
+            sample=_lowest(self.sample | later),
         )
 
     def save(self, path: str | os.PathLike[str], fingerprint: str) -> None:
@@ -71,7 +83,7 @@ class TokenCounts:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The sample is data, not a note about it: in the header it would be parsed each time the file is opened.
-        sample = np.frombuffer(json.dumps(sorted(self.sample.items())).encode(), dtype=np.uint8)
+        sample = np.frombuffer(json.dumps([[*key, text] for key, text in self.sample.items()]).encode(), dtype=np.uint8)
         metadata = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -87,42 +99,51 @@ class TokenCounts:
             partial.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], fingerprint: str | None = None) -> TokenCounts:
-        """Reads what `save` wrote.
+    def load(cls, path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], fingerprint: str | None = None) -> TokenCounts:
+        """Reads what `save` wrote; of several files, say one from each of several machines, the sum.
+
+        >>> TokenCounts.load(sorted(Path("counts").glob("*.safetensors")))  # doctest: +SKIP
 
         Args:
-            path: the file.
-            fingerprint: of the tokenizer the counts are to be used with; None: any.
+            path: the file, or several.
+            fingerprint: of the tokenizer the counts are to be used with; None: any, but all files of one.
         Raises: UsageError, there is no such file, it holds no counts, or another tokenizer counted.
         """
-        if not Path(path).is_file():
-            raise UsageError(f"There are no counts at '{path}': write them with VocabShrinker.save_counts first.")
-        try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-                names = set(file.keys())
-                if metadata.get("format") != _FORMAT or not {"counts", "sample"} <= names:
-                    raise UsageError(f"'{path}' does not hold token counts: give a file that VocabShrinker.save_counts wrote.")
-                if metadata.get("version") != _VERSION:
-                    raise UsageError(
-                        f"'{path}' has format version {metadata.get('version')}, this package reads {_VERSION}: count again."
-                    )
-                values, sample = file.get_tensor("counts"), file.get_tensor("sample")
-        except UsageError:
-            raise
-        except Exception as error:  # safetensors raises its own class for a file that is none
-            raise UsageError(f"'{path}' does not hold token counts ({error}): count again.") from error
-        if fingerprint is not None and metadata["tokenizer_sha256"] != fingerprint:
-            raise UsageError(
-                f"The counts in '{path}' were made with another tokenizer (sha256 {metadata['tokenizer_sha256'][:12]}, "
-                f"this one has {fingerprint[:12]}): count again with this tokenizer, or load the one that counted."
-            )
-        return cls(
-            values=values.astype(np.int64),
-            texts=int(metadata["texts"]),
-            rows=int(metadata["rows"]),
-            sample={int(index): text for index, text in json.loads(sample.tobytes().decode())},
+        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        if not paths:
+            raise UsageError("No file of counts was named: give at least one that VocabShrinker.save_counts wrote.")
+        total, fingerprint = _load_file(paths[0], fingerprint)
+        for another in paths[1:]:
+            total = total + _load_file(another, fingerprint)[0]
+        return total
+
+
+def _load_file(path: str | os.PathLike[str], fingerprint: str | None) -> tuple[TokenCounts, str]:
+    if not Path(path).is_file():
+        raise UsageError(f"There are no counts at '{path}': write them with VocabShrinker.save_counts first.")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:  # safetensors raises its own class for a file that is none
+        raise UsageError(f"'{path}' does not hold token counts ({error}): count again.") from error
+    if metadata.get("format") != _FORMAT or not {"counts", "sample"} <= set(tensors):
+        raise UsageError(f"'{path}' does not hold token counts: give a file that VocabShrinker.save_counts wrote.")
+    if metadata.get("version") != _VERSION:
+        raise UsageError(f"'{path}' has format version {metadata.get('version')}, this package reads {_VERSION}: count again.")
+    counted_by = metadata["tokenizer_sha256"]
+    if fingerprint not in (None, counted_by):
+        raise UsageError(
+            f"The counts in '{path}' were made with another tokenizer (sha256 {counted_by[:12]}, not {fingerprint[:12]}): count "
+            "again with this tokenizer, or load the one that counted."
         )
+    counts = TokenCounts(
+        values=tensors["counts"].astype(np.int64),
+        texts=int(metadata["texts"]),
+        rows=int(metadata["rows"]),
+        sample={(place, number): text for place, number, text in json.loads(tensors["sample"].tobytes().decode())},
+    )
+    return counts, counted_by
 
 
 def backend_of(tokenizer: Any) -> Tokenizer:
@@ -173,69 +194,58 @@ def untrimmed(backend: Tokenizer) -> Iterator[Tokenizer]:
             backend.enable_padding(**padding)
 
 
-def count_tokens(
-    tokenizer: Any,
-    source: Any,
-    column: str = "text",
-    *,
-    batch_size: int = 1_000,
-    progress: bool = True,
-) -> np.ndarray:
-    """How often each token occurs in `source`, without the special tokens a tokenizer adds around a text.
-
-    Args:
-        tokenizer: a fast transformers tokenizer; its truncation and padding play no part and stay as they are.
-        source: texts (any iterable of str), rows (dicts with `column`), a `datasets.Dataset` or `IterableDataset`, or one or
-            several files: .txt (one text per line), .jsonl (also .txt.gz, .jsonl.xz, ...), .parquet.
-        column: which field of a row holds the text.
-        batch_size: texts tokenized at once, >= 1. It bounds the memory and does not change the result.
-        progress: show a progress bar (on the main process only).
-    Returns: int64 [V], V = `vocabulary_rows(tokenizer)`.
-    Raises: UsageError, the source is missing, of an unknown kind, without the column, or holds no token.
-    """
-    return count_corpus(tokenizer, source, column, batch_size=batch_size, progress=progress).values
-
-
 def count_corpus(
     tokenizer: Any,
     source: Any,
     column: str = "text",
+    weight: float = 1.0,
     *,
-    batch_size: int = 1_000,
+    batch_size: int = BATCH_TEXTS,
     progress: bool = True,
 ) -> TokenCounts:
-    """`count_tokens`, with the number of texts and a sample of them. Same arguments, same errors.
+    """How often each token occurs in `source`, without the special tokens a tokenizer adds around a text.
 
-    Under several processes each tokenizes every world-size-th batch and the counts are added up over all of them: the result is
-    that of one process, on every process. All have to be given the same source.
+    Tokenizes with all cores (unless TOKENIZERS_PARALLELISM=false) and in constant memory, but for what the longest text needs: a
+    text is handed to the tokenizer whole, for cut anywhere it might be split into other tokens.
+
+    Under several processes each reads the source, tokenizes every world-size-th batch, and the counts are added up over all of
+    them: the result is that of one process, on every process.
+
+    Args:
+        tokenizer: a fast transformers tokenizer; its truncation and padding play no part and stay as they are.
+        source, column: see `hf_glmd.vocab.sources.read_texts`. Under several processes the same on all of them.
+        weight: > 0. Each token counts that often: whole numbers are exact; other products are rounded to the nearest whole
+            number, once, at the end, and tokens that occur stay at 1 or more.
+        batch_size: texts tokenized at once, >= 1; fewer where they are long. It bounds the memory and does not change the result.
+        progress: show a progress bar (on the main process only).
+    Returns: the counts, [V] with V = `vocabulary_rows(tokenizer)`.
+    Raises: UsageError, the source is missing, of an unknown kind, without the column, or holds no token.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UsageError(f"batch_size={batch_size!r} is not a number of texts: use 1 or more.")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)) or not 0 < weight < 2**62:
+        raise UsageError(f"weight={weight!r} is not the weight of a corpus: use a number above 0, such as 2 or 0.5.")
+    if os.environ.get("TOKENIZERS_PARALLELISM", "true").lower() in ("", "0", "false", "off", "no", "f", "n"):
+        logger.warning("TOKENIZERS_PARALLELISM is off, so only one core counts: unset it to use all.")
     backend = backend_of(tokenizer)
-    rows = vocabulary_rows(tokenizer)
     rank, world_size = _process()
-    batches, total = _batches(source, column, batch_size)
-    counts = TokenCounts(values=np.zeros(rows, dtype=np.int64))
-    sample: list[tuple[int, int, str]] = []  # a heap: the highest hash on top, to be dropped first
+    texts, total = read_texts(source, column)
+    counts = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
     bar = tqdm(total=total, unit=" texts", desc="Counting tokens", disable=not progress or rank != 0)
-    with untrimmed(backend), bar:
-        for number, batch in enumerate(batches):
-            first, counts.rows = counts.rows, counts.rows + len(batch)
+
+    def own_batches() -> Iterator[tuple[int, list[str]]]:
+        for number, batch in enumerate(text_batches(texts, batch_size)):
             if number % world_size == rank:
-                texts = {first + offset: text for offset, text in enumerate(_checked(batch, first))}
-                texts = {index: text for index, text in texts.items() if text}
-                encodings = backend.encode_batch_fast(list(texts.values()), add_special_tokens=False)
-                ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), dtype=np.int64)
-                counts.values += np.bincount(ids, minlength=rows)
-                counts.texts += len(texts)
-                for index, text in texts.items():
-                    item = (-_hash(index), -index, text[:SAMPLE_CHARACTERS])
-                    if len(sample) < SAMPLE_TEXTS:
-                        heapq.heappush(sample, item)
-                    elif item > sample[0]:
-                        heapq.heapreplace(sample, item)
+                yield counts.rows, batch
+            counts.rows += len(batch)
             bar.update(len(batch))
-    counts.sample = _lowest({-index: text for _, index, text in sample})
+
+    with bar, untrimmed(backend):
+        for first, batch, ids in _tokenized(backend, own_batches()):
+            counts.values += np.bincount(ids, minlength=counts.values.size)
+            counts.texts += len(batch) - batch.count("")
+            _add_to_sample(counts.sample, batch, first, float(weight))
+    counts.sample = _lowest(counts.sample)
     if world_size > 1:
         counts = _sum_over_processes(counts)
     if not counts.values.any():
@@ -243,7 +253,100 @@ def count_corpus(
             f"The corpus holds no token ({counts.rows} rows, {counts.texts} of them not empty): give texts to count"
             + (f", or the column that holds them (column={column!r} was read)." if counts.rows else ".")
         )
+    counts.values = _weighted(counts.values, weight)
     return counts
+
+
+def text_batches(texts: Iterable[Any], batch_size: int = BATCH_TEXTS) -> Iterator[list[str]]:
+    """The texts in the portions that are tokenized at once; None stands for "".
+
+    Raises: UsageError, one is not a str.
+    """
+    batch: list[str] = []
+    characters = 0
+    for number, text in enumerate(texts):
+        if text is None:
+            text = ""
+        elif not isinstance(text, str):
+            raise UsageError(
+                f"Row {number} is of type {type(text).__name__}, not a text: give strings (or rows, and the column that holds "
+                "the string)."
+            )
+        batch.append(text)
+        characters += len(text)
+        if len(batch) >= batch_size or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _tokenized(backend: Tokenizer, batches: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str], np.ndarray]]:
+    """Adds to each batch the ids of all its texts, int64.
+
+    The tokenizer works on the next batch in the background, for which it needs no Python, while this one is made an array and
+    counted. More than one batch ahead brings nothing but memory: a batch keeps all cores busy.
+    """
+    ahead: deque[tuple[int, list[str], Future[list[Any]]]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as background:
+        for first, batch in batches:
+            ahead.append((first, batch, background.submit(_encode, backend, batch, first)))
+            if len(ahead) > 1:
+                yield _with_ids(*ahead.popleft())
+        while ahead:
+            yield _with_ids(*ahead.popleft())
+
+
+def _encode(backend: Tokenizer, batch: list[str], first: int) -> list[Any]:
+    try:
+        return backend.encode_batch_fast(batch, add_special_tokens=False)
+    except TypeError:
+        for number, text in enumerate(batch, start=first):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UsageError(f"Row {number} is no valid Unicode ({error}): mend or remove it.") from error
+        raise
+
+
+def _with_ids(first: int, batch: list[str], encoded: Future[list[Any]]) -> tuple[int, list[str], np.ndarray]:
+    ids = array("q")  # takes the lists that `Encoding.ids` makes at twice the speed of numpy
+    for encoding in encoded.result():
+        ids.extend(encoding.ids)
+    return first, batch, np.frombuffer(ids, dtype=np.int64)
+
+
+def _weighted(values: np.ndarray, weight: float) -> np.ndarray:
+    if float(values.max()) * float(weight) >= 2**62:
+        raise UsageError(f"weight={weight!r} makes the counts too large for 64 bits: use smaller weights in the same proportion.")
+    if weight == int(weight):
+        return values * int(weight)
+    return np.where(values > 0, np.maximum(np.rint(values * float(weight)), 1), 0).astype(np.int64)
+
+
+def _add_to_sample(sample: dict[tuple[float, int], str], batch: list[str], first: int, weight: float) -> None:
+    """Puts those of the batch into the sample that belong there."""
+    places = _places(first, len(batch)) / weight
+    bound = max(sample)[0] if len(sample) >= SAMPLE_TEXTS else np.inf
+    for offset in np.flatnonzero(places <= bound).tolist():
+        if batch[offset]:
+            sample[float(places[offset]), first + offset] = batch[offset][:SAMPLE_CHARACTERS]
+    if len(sample) > SAMPLE_TEXTS:
+        lowest = _lowest(sample)
+        sample.clear()
+        sample.update(lowest)
+
+
+def _places(first: int, number: int) -> np.ndarray:
+    """float64 [number] in [0, 1): splitmix64 of consecutive numbers, spread evenly and the same everywhere."""
+    value = np.arange(first, first + number, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (value ^ (value >> np.uint64(31))) * 2.0**-64
+
+
+def _lowest(sample: dict[tuple[float, int], str]) -> dict[tuple[float, int], str]:
+    return {key: sample[key] for key in heapq.nsmallest(SAMPLE_TEXTS, sample)}
 
 
 def _process() -> tuple[int, int]:
@@ -262,29 +365,20 @@ def _process() -> tuple[int, int]:
 
 
 def _sum_over_processes(counts: TokenCounts) -> TokenCounts:
+    shares: list[tuple[int, dict[tuple[float, int], str]]] = [(0, {})] * distributed.get_world_size()
+    distributed.all_gather_object(shares, (counts.rows, counts.sample))
+    if len({rows for rows, _ in shares}) > 1:
+        raise UsageError(
+            f"The processes read {[rows for rows, _ in shares]} rows, but have to read the same: give the whole corpus to each, "
+            "the work is shared out here."
+        )
     on_cpu = any(name in distributed.get_backend() for name in ("gloo", "mpi"))
     values = torch.from_numpy(np.append(counts.values, counts.texts))
     values = values if on_cpu else values.to(torch.accelerator.current_accelerator())
     distributed.all_reduce(values)
     summed = values.cpu().numpy()
-    samples: list[dict[int, str]] = [{}] * distributed.get_world_size()
-    distributed.all_gather_object(samples, counts.sample)
-    sample = {index: text for part in samples for index, text in part.items()}
-    # Every process went through all rows, so `rows` is not summed.
+    sample = {key: text for _, share in shares for key, text in share.items()}
     return TokenCounts(values=summed[:-1].copy(), texts=int(summed[-1]), rows=counts.rows, sample=_lowest(sample))
-
-
-def _hash(index: int) -> int:
-    """splitmix64: spreads consecutive numbers evenly over 64 bits, the same in every Python."""
-    mask = (1 << 64) - 1
-    value = (index + 0x9E3779B97F4A7C15) & mask
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-    return value ^ (value >> 31)
-
-
-def _lowest(sample: dict[int, str]) -> dict[int, str]:
-    return {index: sample[index] for index in sorted(heapq.nsmallest(SAMPLE_TEXTS, sample, key=_hash))}
 
 
 def _rounded(value: Any) -> Any:
@@ -296,108 +390,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return value
-
-
-def _checked(batch: list[Any], first: int) -> list[str]:
-    for offset, text in enumerate(batch):
-        if text is not None and not isinstance(text, str):
-            raise UsageError(
-                f"Row {first + offset} is of type {type(text).__name__}, not a text: give strings (or rows, and the column that "
-                "holds the string)."
-            )
-    return [text or "" for text in batch]
-
-
-def _batches(source: Any, column: str, batch_size: int) -> tuple[Iterator[list[Any]], int | None]:
-    """Batches of texts, and how many texts there are if that is known."""
-    if isinstance(source, Mapping):
-        raise UsageError(f"The source holds several splits ({', '.join(map(str, source))}): give one of them.")
-    paths = _paths(source)
-    if paths is not None:
-        return _chunks(itertools.chain.from_iterable(_read(path, column) for path in paths), batch_size), None
-    columns = getattr(source, "column_names", None)
-    if columns is not None and column not in columns:
-        raise UsageError(f"The data set has no column '{column}'. {nearest(column, columns)}")
-    if hasattr(source, "select_columns") and hasattr(source, "__len__"):  # datasets.Dataset: reads batches off the disk
-        rows = source.select_columns([column])
-        return (rows[start : start + batch_size][column] for start in range(0, len(rows), batch_size)), len(rows)
-    total = len(source) if hasattr(source, "__len__") else None
-    if hasattr(source, "select_columns") and columns is not None:
-        source = source.select_columns([column])
-    if not isinstance(source, Iterable) or isinstance(source, (bytes, bytearray)):
-        raise UsageError(f"Cannot count {type(source).__name__}: give texts, a data set, or a .txt, .jsonl or .parquet file.")
-    return _chunks((_field(row, column) for row in source), batch_size), total
-
-
-def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
-
-
-def _field(row: Any, column: str) -> Any:
-    if not isinstance(row, Mapping):
-        return row
-    if column not in row:
-        raise UsageError(f"A row has no field '{column}'. {nearest(column, map(str, row))}")
-    return row[column]
-
-
-def _paths(source: Any) -> list[Path] | None:
-    """The files `source` names, or None if it is something else. A lone str is a path; in a list all have to look like one."""
-    if isinstance(source, (str, os.PathLike)):
-        source = [source]
-    elif not isinstance(source, (list, tuple)) or not source:
-        return None
-    elif not all(isinstance(item, os.PathLike) or (isinstance(item, str) and _looks_like_a_file(item)) for item in source):
-        return None
-    paths = [Path(item) for item in source]
-    for path in paths:
-        if not path.is_file():
-            hint = "" if _looks_like_a_file(str(path)) else " To count a text itself, give it in a list."
-            raise UsageError(f"There is no file '{str(path)[:200]}' to count: check the path.{hint}")
-        if not _looks_like_a_file(path.name.replace(" ", "_")):
-            raise UsageError(
-                f"'{path}' is of an unknown kind: give .txt (one text per line), .jsonl (both also as .gz or .xz) or .parquet."
-            )
-    return paths
-
-
-def _looks_like_a_file(name: str) -> bool:
-    if any(character.isspace() for character in name):
-        return False
-    stem, packed = os.path.splitext(name.lower())
-    name = stem if packed in _PACKED else name.lower()
-    return name.endswith(_SUFFIXES) and not (packed in _PACKED and name.endswith(".parquet"))
-
-
-def _open(path: Path) -> IO[str]:
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    return opener(path, "rt", encoding="utf-8")
-
-
-def _read(path: Path, column: str) -> Iterator[Any]:
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        from pyarrow import parquet  # comes with datasets
-
-        file = parquet.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise UsageError(f"'{path}' has no column '{column}'. {nearest(column, file.schema_arrow.names)}")
-        for batch in file.iter_batches(columns=[column]):
-            yield from batch.column(0).to_pylist()
-        return
-    lines_are_rows = ".jsonl" in name
-    try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not lines_are_rows:
-                    yield line.rstrip("\r\n")
-                elif line.strip():
-                    try:
-                        row = json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise UsageError(f"Line {number} of '{path}' is not JSON ({error}): mend or remove it.") from error
-                    yield _field(row, column)
-    except (UnicodeDecodeError, EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UsageError(f"'{path}' cannot be read as UTF-8 text ({error}): convert it to UTF-8.") from error

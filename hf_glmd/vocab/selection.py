@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+import os
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from hf_glmd.errors import UsageError
+from hf_glmd.vocab.closure import MergeTree, bare
 
+ORDERS = ("count", "leaf")
 _ASCII = frozenset(map(chr, range(33, 127)))
+_FORMAT = "hf_glmd.order"
+_VERSION = "1"
 
 
 def select(
@@ -23,26 +32,29 @@ def select(
     required: Iterable[int] | Mapping[str, Iterable[int]] = (),
     absent: Iterable[int] = (),
     multiple_of: int = 1,
+    order: str | np.ndarray = "count",
+    merges: MergeTree | None = None,
 ) -> np.ndarray:
-    """The ids to keep: the required ones, then the most frequent; of equally frequent ones the lower id.
+    """The ids to keep: the required ones, then the first of the order, by default the most frequent (of equal ones the lower id).
 
-    All vocabularies chosen from the same counts and required ids lie inside each other: the larger contains the smaller.
+    All vocabularies chosen from the same counts and required ids lie inside each other: the larger contains the smaller. With
+    `merges` each of them holds what its tokens are merged from.
 
     Args:
         counts: [V] integers >= 0.
         size: number of kept tokens, an int in [1, V]; or their share of V, a float in (0, 1], rounded up. Exact.
-        coverage: in (0, 1]. The fewest tokens that make up this share of all counted tokens.
-        min_count: >= 1. Every token counted at least this often. (Exactly one of the three is given.)
+        coverage: in (0, 1]. The fewest tokens of the order that make up this share of all counted tokens.
+        min_count: >= 1. The fewest tokens of the order that hold every token counted at least this often. (Exactly one of the
+            three is given.)
         required: ids that stay whatever their count; or several groups of them, each under the name an error calls it by.
         absent: ids that no token has (gaps in the vocabulary), never kept.
         multiple_of: >= 1. Round the number of tokens up to this multiple by keeping more tokens.
+        order: "count" or "leaf", see `token_order`; or all ids in an order of one's own.
+        merges: of a BPE vocabulary.
     Returns: int64 [K], strictly increasing.
     Raises: UsageError, a value is out of its range, or the required tokens are more than the size allows.
     """
-    counts = np.asarray(counts)
-    if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.size == 0 or (counts < 0).any():
-        raise UsageError(f"counts must be a vector of integers >= 0, not {counts.dtype} {list(counts.shape)}.")
-    counts = counts.astype(np.int64)
+    counts = _checked_counts(counts)
     rows = counts.size
     given = [name for name, value in (("size", size), ("coverage", coverage), ("min_count", min_count)) if value is not None]
     if len(given) != 1:
@@ -51,11 +63,14 @@ def select(
         raise UsageError(f"multiple_of={multiple_of!r} is not a whole number of at least 1: use e.g. 8, or 1 for any size.")
 
     gaps = _mask(absent, rows, "absent")
-    floor, kinds = _floor(required, rows, gaps)
-    tokens = rows - int(gaps.sum())
-    # Required first, then by count; lexsort is stable, so of equal counts the lower id comes first. Gaps come last.
-    order = np.lexsort((-counts, ~floor, gaps))
-    n_floor = int(floor.sum())
+    floor, kinds = _floor(required, rows, gaps, merges)
+    if isinstance(order, str):
+        ids = token_order(counts, order, merges, np.flatnonzero(gaps))
+    else:
+        ids = _checked_order(order, gaps, merges)
+    # What is required may stand anywhere in the order. It is closed, so with it in front every start is still closed.
+    ids = np.concatenate([ids[floor[ids]], ids[~floor[ids]]])
+    tokens, n_floor = ids.size, int(floor.sum())
 
     if size is not None:
         wanted = _wanted(size, rows, tokens)
@@ -66,12 +81,13 @@ def select(
                 + f". Use size={n_floor} or more, or let fewer be required."
             )
     elif coverage is not None:
-        wanted = max(n_floor, _covering(counts[order], n_floor, coverage))
+        wanted = max(n_floor, _covering(counts[ids], coverage))
     else:
         assert min_count is not None
         if not _is_whole(min_count) or min_count < 1:
             raise UsageError(f"min_count={min_count!r} is not a whole number of at least 1.")
-        wanted = int((floor | (counts >= min_count)).sum())
+        often = np.flatnonzero(counts[ids] >= min_count)
+        wanted = max(n_floor, int(often[-1]) + 1 if often.size else 0)
 
     kept = -(-wanted // int(multiple_of)) * int(multiple_of)
     if kept > tokens:
@@ -79,7 +95,71 @@ def select(
             f"multiple_of={multiple_of} rounds {wanted} up to {kept}, more than the {tokens} tokens there are: "
             f"use a smaller size or multiple_of=1."
         )
-    return np.sort(order[:kept]).astype(np.int64)
+    return np.sort(ids[:kept])
+
+
+def token_order(counts: np.ndarray, by: str = "count", merges: MergeTree | None = None, absent: Iterable[int] = ()) -> np.ndarray:
+    """All ids, the one to keep first in front. With `merges` every start of the order holds what its tokens are merged from.
+
+    Args:
+        counts: [V] integers >= 0.
+        by: "count": the most frequent token first, each preceded by those it is merged from that are still missing. More texts
+            keep all their tokens. "leaf": made backwards; of the tokens from which none that is left is merged, the rarest goes,
+            and its occurrences pass on to the two parts it falls into. Texts come out slightly shorter. Without merges there is
+            no difference. Of equal tokens the lower id comes first.
+        merges: of a BPE vocabulary. Tokens that no text turns into come last.
+        absent: ids that no token has.
+    Returns: int64 [V - absent].
+    Raises: UsageError, `by` is neither.
+    Source: "leaf": Teaching Old Tokenizers New Words, arXiv:2512.03989 (leaf-based frequency pruning).
+    """
+    counts = _checked_counts(counts)
+    if by not in ORDERS:
+        raise UsageError(f"order={by!r} is unknown: use 'count', 'leaf', a file that save_order wrote, or an array of all ids.")
+    there, last = np.ones(counts.size, dtype=bool), np.zeros(counts.size, dtype=bool)
+    there[_ids(absent)] = False
+    last[_ids(merges.never if merges else ())] = True
+    ids = np.flatnonzero(there)
+    if merges is None or by == "count":
+        ids = ids[np.lexsort((-counts[ids], last[ids]))]  # stable: of equal ones the lower id
+        return ids if merges is None else np.array(merges.closed(ids.tolist()), dtype=np.int64)
+    return _leaf_order(counts, ids, last, merges)
+
+
+def save_order(order: np.ndarray, path: str | os.PathLike[str], fingerprint: str) -> None:
+    """Writes an order of all ids to one safetensors file, whole or not at all, with the fingerprint of their tokenizer."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": _FORMAT, "version": _VERSION, "tokenizer_sha256": fingerprint}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file({"order": np.asarray(order, dtype=np.int64)}, partial, metadata=metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_order(path: str | os.PathLike[str], fingerprint: str) -> np.ndarray:
+    """Reads what `save_order` wrote.
+
+    Raises: UsageError, there is no such file, it holds no order, or that of another tokenizer.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"There is no order at '{path}': use 'count', 'leaf', or a file that VocabShrinker.save_order wrote.")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            order = file.get_tensor("order")
+    except Exception as error:  # safetensors raises its own class for a file that is none, or lacks the tensor
+        raise UsageError(f"'{path}' does not hold an order of tokens ({error}): save it again.") from error
+    if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
+        raise UsageError(f"'{path}' does not hold an order of tokens in format version {_VERSION}: save it again.")
+    if metadata["tokenizer_sha256"] != fingerprint:
+        raise UsageError(
+            f"The order in '{path}' is that of another tokenizer (sha256 {metadata['tokenizer_sha256'][:12]}, not "
+            f"{fingerprint[:12]}): save one with this tokenizer, or load the one it was saved with."
+        )
+    return order
 
 
 def single_characters(
@@ -87,9 +167,11 @@ def single_characters(
     counts: np.ndarray,
     alphabet: str = "seen",
     prefix: str = "##",
+    suffix: str = "",
     skip: Iterable[int] = (),
+    spelt_in_bytes: bool = False,
 ) -> np.ndarray:
-    """The one-character tokens out of which every removed token can be spelt, at the start of a word and inside it.
+    """The one-character tokens out of which every removed token can be spelt, wherever in a word its characters stand.
 
     With them a text whose characters are all kept never turns into an unknown token, whatever else is removed. Where the
     vocabulary itself lacks the one-character token a longer token would be spelt with, that longer token is returned instead.
@@ -100,7 +182,9 @@ def single_characters(
         alphabet: "seen": characters of the counted tokens, and printable ASCII. "all": every character. "none": nothing, so that
             rare characters may become unknown.
         prefix: what a token inside a word begins with.
+        suffix: what a token at the end of a word ends with.
         skip: ids that are not spelt at all, e.g. special tokens.
+        spelt_in_bytes: a character without a token is spelt in bytes, so that no token is returned for want of one.
     Returns: int64 ids, increasing.
     Raises: UsageError, the alphabet is none of the three.
     """
@@ -108,23 +192,72 @@ def single_characters(
         raise UsageError(f"alphabet={alphabet!r} is unknown: use 'seen', 'all' or 'none'.")
     if alphabet == "none":
         return np.zeros(0, dtype=np.int64)
-    skipped = set(skip)
-    kept: set[int] = set()
-    for token, token_id in vocabulary.items():
-        if token_id in skipped:
-            continue
-        inside = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
-        body = token[len(prefix) :] if inside else token
-        wanted = alphabet == "all" or counts[token_id] > 0
-        if not wanted and not (len(body) == 1 and body in _ASCII):
-            continue
-        spelling = [vocabulary.get(c if i == 0 and not inside else prefix + c) for i, c in enumerate(body)]
-        if None in spelling:
+    skipped, seen = set(skip), counts.tolist()
+    wanted = [
+        (token, token_id)
+        for token, token_id in vocabulary.items()
+        if (alphabet == "all" or seen[token_id]) and token_id not in skipped
+    ]
+    characters = set().union(*(bare(token, prefix, suffix) for token, _ in wanted))
+    # All forms, for a character may come to begin or end a word's piece once what stood beside it is split off.
+    forms = {c: {m + c + e for m in {"", prefix} for e in {"", suffix}} for c in characters | _ASCII}
+    kept = {vocabulary[form] for c in forms for form in forms[c] if form in vocabulary} - skipped
+    in_all_forms = {c for c in characters if all(form in vocabulary for form in forms[c])}
+    for token, token_id in () if spelt_in_bytes else wanted:
+        body = bare(token, prefix, suffix)
+        if not in_all_forms.issuperset(body) and not _can_be_spelt(token, body, vocabulary, prefix, suffix):
             kept.add(token_id)
-        # Both forms: the character may begin a word after what stood before it was split off.
-        pieces = {vocabulary.get(form) for c in body for form in (c, prefix + c)}
-        kept.update(piece for piece in pieces if piece is not None and piece not in skipped)
     return np.array(sorted(kept), dtype=np.int64)
+
+
+def _can_be_spelt(token: str, body: str, vocabulary: Mapping[str, int], prefix: str, suffix: str) -> bool:
+    starts = not (prefix and token.startswith(prefix) and len(token) > len(prefix))
+    ends = bool(suffix) and token.endswith(suffix) and len(token) > len(suffix)
+    last = len(body) - 1
+    return all(
+        ("" if at == 0 and starts else prefix) + character + (suffix if at == last and ends else "") in vocabulary
+        for at, character in enumerate(body)
+    )
+
+
+def _leaf_order(counts: np.ndarray, ids: np.ndarray, last: np.ndarray, merges: MergeTree) -> np.ndarray:
+    frequency = counts.tolist()
+    merged_from = [0] * counts.size  # how many of the tokens that are left this one is a part of
+    for parts in merges.parts:
+        for part in set(parts):
+            merged_from[part] += 1
+    # A token's occurrences are complete once it is a leaf: all that it was part of has gone. So each enters the heap once.
+    leaves = [
+        (not never, frequency[i], -i) for i, never in zip(ids.tolist(), last[ids].tolist(), strict=True) if not merged_from[i]
+    ]
+    heapq.heapify(leaves)
+    gone = []
+    while leaves:
+        _, passed_on, negative = heapq.heappop(leaves)
+        gone.append(-negative)
+        parts = merges.parts[-negative]
+        for part in parts[:2]:
+            frequency[part] += passed_on
+        for part in set(parts):
+            merged_from[part] -= 1
+            if not merged_from[part]:
+                heapq.heappush(leaves, (True, frequency[part], -part))
+    return np.array(gone[::-1], dtype=np.int64)
+
+
+def _checked_counts(counts: np.ndarray) -> np.ndarray:
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.size == 0 or (counts < 0).any():
+        raise UsageError(f"counts must be a vector of integers >= 0, not {counts.dtype} {list(counts.shape)}.")
+    return counts.astype(np.int64)
+
+
+def _checked_order(order: np.ndarray, gaps: np.ndarray, merges: MergeTree | None) -> np.ndarray:
+    order = np.asarray(order)
+    tokens = np.flatnonzero(~gaps)
+    if order.ndim != 1 or order.dtype.kind not in "iu" or not np.array_equal(np.sort(order), tokens):
+        raise UsageError(f"order must hold each of the {tokens.size} ids of the vocabulary once, the one to keep first in front.")
+    return order.astype(np.int64) if merges is None else np.array(merges.closed(order.tolist()), dtype=np.int64)
 
 
 def _is_whole(value: object) -> bool:
@@ -151,7 +284,7 @@ def _wanted(size: int | float, rows: int, tokens: int) -> int:
     return min(tokens, math.ceil(Fraction(repr(float(size))) * rows))
 
 
-def _covering(ordered: np.ndarray, n_floor: int, coverage: float) -> int:
+def _covering(ordered: np.ndarray, coverage: float) -> int:
     if not _is_share(coverage) and not (_is_whole(coverage) and coverage == 1):
         raise UsageError(f"coverage={coverage!r} is not a share in (0, 1]: use e.g. 0.999.")
     covered = np.cumsum(ordered)
@@ -162,7 +295,7 @@ def _covering(ordered: np.ndarray, n_floor: int, coverage: float) -> int:
 
 
 def _mask(ids: Iterable[int], rows: int, name: str) -> np.ndarray:
-    index = np.asarray(list(ids), dtype=np.int64)
+    index = _ids(ids)
     outside = index[(index < 0) | (index >= rows)]
     if outside.size:
         raise UsageError(f"{name} names the id {int(outside[0])}, but the vocabulary has the ids 0 to {rows - 1}.")
@@ -171,7 +304,13 @@ def _mask(ids: Iterable[int], rows: int, name: str) -> np.ndarray:
     return mask
 
 
-def _floor(required: Iterable[int] | Mapping[str, Iterable[int]], rows: int, gaps: np.ndarray) -> tuple[np.ndarray, str]:
+def _ids(ids: Iterable[int]) -> np.ndarray:
+    return ids.astype(np.int64) if isinstance(ids, np.ndarray) else np.array(list(ids), dtype=np.int64)
+
+
+def _floor(
+    required: Iterable[int] | Mapping[str, Iterable[int]], rows: int, gaps: np.ndarray, merges: MergeTree | None
+) -> tuple[np.ndarray, str]:
     """[V] which ids must stay, and in words how many of each kind; an id of several kinds counts for the first."""
     groups = required if isinstance(required, Mapping) else {"required": required}
     floor = np.zeros(rows, dtype=bool)
@@ -182,4 +321,9 @@ def _floor(required: Iterable[int] | Mapping[str, Iterable[int]], rows: int, gap
             raise UsageError(f"{name} names the id {int(np.flatnonzero(mask & gaps)[0])}, which no token has: remove it there.")
         words.append(f"{int((mask & ~floor).sum())} {name}")
         floor |= mask
+    if merges is not None:
+        named = int(floor.sum())
+        floor[merges.closed(np.flatnonzero(floor).tolist())] = True
+        if floor.sum() > named:
+            words.append(f"{int(floor.sum()) - named} that these are merged from")
     return floor, ", ".join(words)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from hf_glmd.errors import UsageError
+from hf_glmd.vocab import vocab_map as vocab_map_module
 from hf_glmd.vocab.vocab_map import VocabMap, nearest_kept
 
 V = 211
@@ -120,35 +122,71 @@ def test_what_is_not_a_map_is_refused(tmp_path):
         VocabMap([1, 2], 4, removed="unk")
 
 
-@pytest.mark.parametrize("similarity", ["dot", "cosine", "euclidean"])
-@pytest.mark.parametrize("chunk_mib", [1e-9, 64.0])
-def test_nearest_kept_is_the_best_of_all_pairs(similarity, chunk_mib):
-    table = torch.randn(V + 13, 8, generator=torch.Generator().manual_seed(0))  # 13 rows of padding
+SIMILARITIES = ("dot", "cosine", "euclidean")
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("chunk_mib", "candidates", "block"), [(64.0, 8192, 64), (1e-9, 24, 8), (1e-2, 7, 64)])
+def test_nearest_kept_is_the_best_of_all_pairs(similarity, dtype, chunk_mib, candidates, block, monkeypatch):
+    monkeypatch.setattr(vocab_map_module, "CANDIDATES", candidates)
+    monkeypatch.setattr(vocab_map_module, "BLOCK", block)
+    table = torch.randn(V + 13, 8, generator=torch.Generator().manual_seed(0)).to(dtype)  # 13 rows of padding
     kept = np.sort(np.random.default_rng(0).choice(V, 60, replace=False))
     special = kept[:5]
     result = nearest_kept(table, kept, similarity, special, original_size=V, chunk_mib=chunk_mib)
-    for old in range(V):
-        if old in kept:
-            assert kept[result[old]] == old
-            continue
-        scores = {
-            int(k): {
-                "dot": table[old] @ table[k],
-                "cosine": torch.cosine_similarity(table[old], table[k], dim=0),
-                "euclidean": -(table[old] - table[k]).norm(),
-            }[similarity].item()
-            for k in kept[5:]
-        }
-        assert scores[int(kept[result[old]])] == pytest.approx(max(scores.values()), rel=1e-4, abs=1e-5)
+    assert result.dtype == np.int64 and np.array_equal(kept[result[kept]], kept)
+    removed, others = np.setdiff1d(np.arange(V), kept), kept[5:]
+    rows, columns = table[removed].double(), table[others].double()
+    scores = {
+        "dot": rows @ columns.T,
+        "cosine": torch.cosine_similarity(rows[:, None], columns[None], dim=-1),
+        "euclidean": -torch.cdist(rows, columns),
+    }[similarity]
+    assert kept[result[removed]].tolist() == others[scores.argmax(-1)].tolist()
     VocabMap(kept, V, removed="nearest", old_to_small=result)
 
 
-def test_nearest_kept_ties_go_to_the_lowest_id_and_never_to_a_special():
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(("candidates", "block"), [(8192, 64), (6, 3), (4, 64)])
+def test_nearest_kept_ties_go_to_the_lowest_id(similarity, candidates, block, monkeypatch):
+    monkeypatch.setattr(vocab_map_module, "CANDIDATES", candidates)
+    monkeypatch.setattr(vocab_map_module, "BLOCK", block)
+    axes = torch.eye(3).repeat(20, 1)  # each row is one of three, so all sums are exact
+    kept = np.sort(np.random.default_rng(0).choice(60, 24, replace=False))
+    result = kept[nearest_kept(axes, kept, similarity)]
+    for old in np.setdiff1d(np.arange(60), kept):
+        assert result[old] == min(k for k in kept if k % 3 == old % 3)
+
+
+@given(
+    scores=arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 40)), elements=st.integers(-3, 3)),
+    block=st.integers(1, 9),
+)
+def test_the_first_maximum_is_that_of_a_plain_search(scores, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocab_map_module, "BLOCK", block)
+        value, place = vocab_map_module._first_maximum(torch.from_numpy(scores))
+    assert np.array_equal(place.numpy(), scores.argmax(-1)) and np.array_equal(value.numpy(), scores.max(-1))
+
+
+def test_nearest_kept_is_never_a_special_token():
     table = torch.ones(6, 4)
     assert nearest_kept(table, np.array([0, 2, 4]), "dot", special_ids=[0]).tolist() == [0, 1, 1, 1, 2, 1]
-    with pytest.raises(UsageError, match="manhattan"):
-        nearest_kept(table, np.array([0, 2]), "manhattan")
     with pytest.raises(UsageError, match="Only special"):
         nearest_kept(table, np.array([0]), special_ids=[0])
     with pytest.raises(UsageError, match="must be kept"):
         nearest_kept(table, np.array([0]), special_ids=[3])
+    assert nearest_kept(table[:1], np.array([0]), special_ids=[0]).tolist() == [0]
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_nearest_kept_refuses_what_has_no_nearest(row):
+    table = torch.ones(6, 4)
+    with pytest.raises(UsageError, match="manhattan"):
+        nearest_kept(table, np.array([0, 2]), "manhattan")
+    with pytest.raises(UsageError, match="V >= 7"):
+        nearest_kept(table, np.array([0, 2]), original_size=7)
+    table[row, 1] = float("nan")
+    with pytest.raises(UsageError, match="not finite"):
+        nearest_kept(table, np.array([0, 2]))
