@@ -4,6 +4,26 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+
+def dense_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None
+) -> Tensor:
+    """softcap * tanh(scale * (hidden weight^T + bias) / softcap); without a softcap its inner part.
+
+    The scale comes first. No known model has both: Cohere and Granite scale, Gemma 2 caps.
+
+    Args:
+        hidden: [..., H].
+        weight: [K, H].
+        bias: [K].
+        scale: what the sum is multiplied by.
+        softcap: c > 0, what no logit exceeds.
+    Returns: [..., K].
+    """
+    logits = scale * F.linear(hidden, weight, bias)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def dense_word_prediction_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

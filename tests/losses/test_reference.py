@@ -7,13 +7,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_glmd.losses.reference import dense_soft_label_loss, dense_word_prediction_loss
+from hf_glmd.losses.reference import dense_logits, dense_soft_label_loss, dense_word_prediction_loss
 
 K = 13
 
 
 def logits(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, K, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def test_logits_are_scaled_and_then_capped():
+    hidden, weight, bias = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 50.0]]), torch.tensor([1.0, -10.0])
+    torch.testing.assert_close(dense_logits(hidden, weight), torch.tensor([[3.0, 100.0]]))
+    torch.testing.assert_close(dense_logits(hidden, weight, bias, scale=0.5), torch.tensor([[2.0, 45.0]]))
+    capped = torch.tensor([[30 * math.tanh(2 / 30), 30 * math.tanh(45 / 30)]])
+    torch.testing.assert_close(dense_logits(hidden, weight, bias, scale=0.5, softcap=30.0), capped)
 
 
 @given(st.integers(0, 1000), st.floats(0.5, 50))

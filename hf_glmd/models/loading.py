@@ -1,0 +1,68 @@
+"""Checkpoints by name: a configuration, a model that predicts words, or whatever class a checkpoint was saved as."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from hf_glmd.errors import UsageError
+
+AUTO_CLASSES = (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+
+
+def word_model_class(config) -> type:
+    """The auto class a configuration's model predicts words with: by its `architectures`, else the first that knows it.
+
+    Raises: UsageError, none does.
+    """
+    known = [auto for auto in AUTO_CLASSES if type(config) in auto._model_mapping]
+    for name in config.architectures or ():
+        for auto in known:
+            classes = auto._model_mapping[type(config)]
+            if name in {c.__name__ for c in (classes if isinstance(classes, tuple) else (classes,))}:
+                return auto
+    if config.architectures or not known:
+        raise UsageError(
+            f"{config.name_or_path or config.model_type} is {' / '.join(config.architectures or [config.model_type])}, which "
+            "predicts no words. Use a checkpoint of a masked, causal or sequence-to-sequence language model."
+        )
+    return known[0]
+
+
+def load_word_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Loads a model with its word-prediction head, in the dtype of the checkpoint unless `dtype` is given.
+
+    Raises: UsageError, there is no such model, or it predicts no words.
+    """
+    config = load_config(name_or_path, kwargs.get("revision"))
+    return word_model_class(config).from_pretrained(str(name_or_path), **kwargs)
+
+
+def load_config(name_or_path: str | PathLike[str], revision: str | None = None):
+    """The configuration of a Hub model or a folder. Raises: UsageError, there is none."""
+    try:
+        return AutoConfig.from_pretrained(str(name_or_path), revision=revision)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no model at '{name_or_path}': {_first_line(error)} Give a folder with config.json, or a model on the Hub."
+        ) from error
+
+
+def load_checkpoint(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Loads a model as the class it was saved as, with whatever head that has, in the dtype of the checkpoint.
+
+    Raises: UsageError, there is no such model, or transformers cannot load its weights.
+    """
+    config = load_config(name_or_path, kwargs.get("revision"))
+    name = next(iter(config.architectures or ()), "")
+    try:
+        return getattr(transformers, name, AutoModel).from_pretrained(str(name_or_path), **({"dtype": "auto"} | kwargs))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the weights of '{name_or_path}' cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") + "."
