@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import dense_word_prediction_loss
-from hf_glmd.models.heads import output_embedding, word_logits
+from hf_glmd.models.heads import WordHead, evaluating, output_embedding
 from hf_glmd.records import ModelFacts, WordScores
 from hf_glmd.training.collators import WordPredictionCollator, padded
 from hf_glmd.training.teachers import LiveTeacher
@@ -62,30 +62,30 @@ def compare_word_predictions(
     """
     collator = WordPredictionCollator(tokenizer, "masked", mask_share, seed)
     state = PartialState()
-    student_training = student.training
-    student.eval()
+    head = WordHead(student)
     device = next(student.parameters()).device
     rows = range(state.process_index, len(blocks), state.num_processes)
     totals = torch.zeros(5, dtype=torch.float64)
     starts = range(0, len(rows), batch_size)
-    for start in tqdm(starts, desc=desc, unit="batch", disable=not state.is_local_main_process, leave=False):
-        columns = blocks[list(rows[start : start + batch_size])]
-        batch = padded([{"input_ids": ids} for ids in columns["input_ids"]], tokenizer)
-        ids = batch["input_ids"]
-        chosen = collator.hidden_words(ids, batch["attention_mask"].bool())
-        inputs = {
-            "input_ids": ids.masked_fill(chosen, tokenizer.mask_token_id).to(device),
-            "attention_mask": batch["attention_mask"].to(device),
-        }
-        hidden_ids, positions = ids[chosen].to(device), chosen.to(device)
-        logits = word_logits(student, inputs, positions).float()
-        scores = [torch.ones_like(hidden_ids), logits.argmax(-1) == hidden_ids]
-        if teacher is not None:
-            wanted = teacher.logits(inputs, positions).float()
-            guess = wanted.argmax(-1)
-            scores += [guess == hidden_ids, dense_word_prediction_loss(logits, wanted, 1.0), guess == logits.argmax(-1)]
-        totals[: len(scores)] += torch.stack([score.double().sum() for score in scores]).cpu()
-    student.train(student_training)
+    bar = tqdm(starts, desc=desc, unit="batch", disable=not state.is_local_main_process, leave=False)
+    with evaluating(student):
+        for start in bar:
+            columns = blocks[list(rows[start : start + batch_size])]
+            batch = padded([{"input_ids": ids} for ids in columns["input_ids"]], tokenizer)
+            ids = batch["input_ids"]
+            chosen = collator.hidden_words(ids, batch["attention_mask"].bool())
+            inputs = {
+                "input_ids": ids.masked_fill(chosen, tokenizer.mask_token_id).to(device),
+                "attention_mask": batch["attention_mask"].to(device),
+            }
+            hidden_ids, positions = ids[chosen].to(device), chosen.to(device)
+            logits = head.logits(student, inputs, positions).float()
+            scores = [torch.ones_like(hidden_ids), logits.argmax(-1) == hidden_ids]
+            if teacher is not None:
+                wanted = teacher.logits(inputs, positions).float()
+                guess = wanted.argmax(-1)
+                scores += [guess == hidden_ids, dense_word_prediction_loss(logits, wanted, 1.0), guess == logits.argmax(-1)]
+            totals[: len(scores)] += torch.stack([score.double().sum() for score in scores]).cpu()
     totals = _summed(totals, state)
     count = int(totals[0])
     if count == 0:

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.corpora.loading import load_corpus, require_text
 from hf_glmd.errors import UsageError
+from hf_glmd.models.loading import AUTO_CLASSES, load_config, word_model_class
 from hf_glmd.recipe import Recipe
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tokenizer_files import load_tokenizer
-from hf_glmd.training.teachers import AUTO_CLASSES, load_config, word_model_class
 from hf_glmd.training.trainer import MAX_DEFAULT_LENGTH, max_positions
 
 

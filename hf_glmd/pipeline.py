@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -39,6 +40,7 @@ from hf_glmd.corpora.blocks import pack_blocks
 from hf_glmd.errors import UsageError
 from hf_glmd.evaluation import compare_word_predictions, cpu_cores, hardware, model_facts, versions
 from hf_glmd.inputs import Inputs, first_rows
+from hf_glmd.models.loading import load_word_model
 from hf_glmd.models.student import build_student
 from hf_glmd.plots import save_plots
 from hf_glmd.recipe import STAGES, Recipe
@@ -50,7 +52,7 @@ from hf_glmd.training.collators import AnswerCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.gold_answers import GoldAnswerTrainer
 from hf_glmd.training.progress import show_progress
-from hf_glmd.training.teachers import LiveTeacher, load_word_model
+from hf_glmd.training.teachers import LiveTeacher
 from hf_glmd.training.token_mean import TokenMeanTrainer
 from hf_glmd.training.trainer import GLMDTrainer
 from hf_glmd.vocab.vocab_map import VocabMap
@@ -284,6 +286,9 @@ class Run:
         if checkpoint is not None:
             self.say(f"{TITLES[name]}: going on from step {checkpoint.name.split('-')[-1]}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.signal.stopped:
+            self.say(f"{TITLES[name]}: stopped at step {trainer.state.global_step}. The same command goes on from there.")
+            raise SystemExit(128 + signal.SIGTERM)
         trainer.save_model(str(folder))
         self.state.wait_for_everyone()
         if self.state.is_main_process:

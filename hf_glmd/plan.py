@@ -9,10 +9,10 @@ import torch
 from transformers import TrainingArguments
 
 from hf_glmd.errors import UsageError
+from hf_glmd.models.loading import word_model_class
 from hf_glmd.pipeline import Run
 from hf_glmd.recipe import STAGES, Recipe
 from hf_glmd.training.config import GLMDConfig
-from hf_glmd.training.teachers import word_model_class
 
 
 def print_plan(recipe: Recipe) -> None:

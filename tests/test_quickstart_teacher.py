@@ -10,9 +10,9 @@ from hf_glmd.corpora.blocks import pack_blocks
 from hf_glmd.corpora.docstrings import docstring_corpus
 from hf_glmd.evaluation import masked_word_accuracy
 from hf_glmd.inputs import Inputs
+from hf_glmd.models.loading import load_word_model
 from hf_glmd.recipe import load_recipe
 from hf_glmd.tokenizer_files import load_tokenizer
-from hf_glmd.training.teachers import load_word_model
 
 FOLDER = recipe_helpers.ROOT / "recipes" / "quickstart_teacher"
 

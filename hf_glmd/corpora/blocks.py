@@ -6,6 +6,10 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.errors import UsageError
+from hf_glmd.mapped_tokenizer import MappedTokenizer
+
+ORIGINAL_IDS = "original_input_ids"
+"""Column of the ids before similar tokens took the place of removed ones; `MappedTokenizer` makes it."""
 
 
 def pack_blocks(
@@ -14,6 +18,7 @@ def pack_blocks(
     block_size: int,
     column: str = "text",
     num_proc: int | None = None,
+    separate: bool = False,
 ) -> datasets.Dataset:
     """Tokenises a column and packs it into blocks of at most `block_size` token ids.
 
@@ -25,13 +30,13 @@ def pack_blocks(
         tokenizer: a fast tokenizer; its truncation and padding are not used.
         block_size: token ids per block, specials included; at least 3.
         num_proc: processes for `datasets.Dataset.map`.
-    Returns: `Dataset` of the one column `input_ids` (list of int).
+        separate: texts of one block are not to see each other (causal models): each begins with the first special token, and
+            a column `position_ids` counts from 0 in each.
+    Returns: `Dataset` of the column `input_ids` (list of int), `position_ids` if separate, and `original_input_ids` of a
+        `MappedTokenizer`.
     Raises: UsageError, the column is missing or block_size is too small.
     """
-    if column not in dataset.column_names:
-        raise UsageError(
-            f"the dataset has no column '{column}', it has {dataset.column_names}. Name one of them as the text column."
-        )
+    require_column(dataset, column)
     if block_size < 3:
         raise UsageError(f"block_size={block_size} leaves no room for text. Use 3 or more.")
     return dataset.map(
@@ -39,22 +44,87 @@ def pack_blocks(
         batched=True,
         batch_size=1000,
         remove_columns=dataset.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "block_size": block_size, "column": column},
+        fn_kwargs={"tokenizer": tokenizer, "block_size": block_size, "column": column, "separate": separate},
         num_proc=num_proc,
         desc="Packing text into blocks",
     )
 
 
+def pair_rows(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, column: str, target_column: str
+) -> datasets.Dataset:
+    """Tokenises two columns, one for an encoder and one for its decoder, each cut to `max_length` token ids, specials included.
+
+    Returns: `Dataset` of the columns `input_ids` and `labels` (lists of int).
+    Raises: UsageError, a column is missing.
+    """
+    for name in (column, target_column):
+        require_column(dataset, name)
+    start, end = boundary_ids(tokenizer)
+
+    def tokenised(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        room = max_length - len(start) - len(end)
+        rows = {}
+        for name, source in (("input_ids", column), ("labels", target_column)):
+            texts = tokenizer(batch[source], add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            rows[name] = [start + ids[:room] + end for ids in texts]
+        return rows
+
+    return dataset.map(tokenised, batched=True, remove_columns=dataset.column_names, desc="Tokenising pairs of texts")
+
+
+def require_column(dataset: datasets.Dataset, column: str) -> None:
+    if column not in dataset.column_names:
+        raise UsageError(
+            f"the dataset has no column '{column}', it has {dataset.column_names}. Name one of them as the text column."
+        )
+
+
 def _pack(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, block_size: int, column: str
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, block_size: int, column: str, separate: bool = False
 ) -> dict[str, list[list[int]]]:
     start, end = boundary_ids(tokenizer)
-    stream: list[int] = []
+    mapped = isinstance(tokenizer, MappedTokenizer)
     # A special token that is written out in a text ("[MASK]" in a text about BERT) is plain text there.
-    for ids in tokenizer(batch[column], add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]:
+    encoded = tokenizer(
+        batch[column],
+        add_special_tokens=False,
+        split_special_tokens=True,
+        verbose=False,
+        **({"return_original_ids": True} if mapped else {}),
+    )
+    rows = _blocks(encoded["input_ids"], start, end, block_size, separate)
+    if mapped:  # what the teacher reads
+        original = [tokenizer.vocab_map.to_original(ids) for ids in (start, end)]
+        rows[ORIGINAL_IDS] = _blocks(encoded[ORIGINAL_IDS], *original, block_size, separate)["input_ids"]
+    return rows
+
+
+def _blocks(
+    texts: list[list[int]], start: list[int], end: list[int], block_size: int, separate: bool
+) -> dict[str, list[list[int]]]:
+    stream: list[int] = []
+    if separate:
+        places: list[int] = []
+        for ids in texts:
+            stream += start + ids + end
+            places += range(len(start) + len(ids) + len(end))
+        blocks = range(0, len(stream), block_size)
+        return {
+            "input_ids": [stream[i : i + block_size] for i in blocks],
+            "position_ids": [_from_zero(places[i : i + block_size]) for i in blocks],
+        }
+    for ids in texts:
         stream += ids + end
     room = block_size - len(start)
     return {"input_ids": [start + stream[i : i + room] for i in range(0, len(stream), room)]}
+
+
+def _from_zero(places: list[int]) -> list[int]:
+    """A text that goes on from the block before counts from 0 again: what it began with cannot be seen from here."""
+    first = places[0]
+    others = next((i for i, place in enumerate(places) if place != first + i), len(places))
+    return [*range(others), *places[others:]]
 
 
 def boundary_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

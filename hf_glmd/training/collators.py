@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hf_glmd.corpora.blocks import ORIGINAL_IDS, boundary_ids
 from hf_glmd.errors import UsageError
+from hf_glmd.vocab.vocab_map import IGNORED
 
 Positions = Literal["all", "masked"]
 
@@ -19,7 +21,7 @@ Positions = Literal["all", "masked"]
 class WordPredictionCollator:
     """Pads rows, masks words and marks the positions whose predictions are distilled.
 
-    No label leaves it: the hidden words themselves are not part of the batch.
+    No model reads what was hidden: the words themselves are `targets`, which only evaluation compares predictions with.
 
     Which words are masked follows from `seed`, the epoch and the row itself, not from the batch the row happens to be in: so
     batch size, number of processes and a resumed run change nothing, and every epoch hides other words.
@@ -29,32 +31,67 @@ class WordPredictionCollator:
         positions: "all": every non-padding position counts (the paper). "masked": only positions that hold the mask token.
         mask_share: share of the words to hide, in [0, 1). 0 leaves the rows as they are.
         seed: of the choice.
+        causal: the model predicts the next word, so that this is the target of a position.
     Raises: UsageError, words are to be masked and the tokenizer has no mask token; or "masked" with nothing to mask.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, positions: Positions = "all", mask_share: float = 0.15, seed: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        positions: Positions = "all",
+        mask_share: float = 0.15,
+        seed: int = 0,
+        causal: bool = False,
     ) -> None:
         if positions not in ("all", "masked"):
             raise UsageError(f"positions='{positions}' is unknown. Use 'all' or 'masked'.")
         if not 0 <= mask_share < 1:
             raise UsageError(f"mask_share={mask_share} is out of range. Use 0 or more and less than 1, e.g. 0.15.")
-        if tokenizer.pad_token_id is None:
-            raise UsageError("the tokenizer has no padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token.")
+        _require_padding(tokenizer)
         if tokenizer.mask_token_id is None and (mask_share > 0 or positions == "masked"):
             raise UsageError("the tokenizer has no mask token, so no word can be masked. Use positions='all' and mask_share=0.")
         self.tokenizer, self.positions, self.mask_share, self.seed, self.epoch = tokenizer, positions, mask_share, seed, 0
+        self.causal = causal
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Returns: `input_ids`, `attention_mask` int64 [B, S]; `prediction_mask` bool [B, S], True where a position counts."""
+        """Returns: `input_ids`, `attention_mask` int64 [B, S]; `prediction_mask` bool [B, S], True where a position counts;
+        `targets` int64 [B, S], the word that was hidden, or (where none are) the next one, -100 elsewhere."""
         batch = padded(rows, self.tokenizer)
         ids, filled = batch["input_ids"], batch["attention_mask"].bool()
         if self.mask_share > 0:
             hidden = self.hidden_words(ids, filled)
+            targets = ids.masked_fill(~hidden, IGNORED)
             ids = ids.masked_fill(hidden, self.tokenizer.mask_token_id)
+        else:
+            hidden = torch.zeros_like(filled)
+            targets = self.next_words(rows, ids, filled)
         counted = filled if self.positions == "all" else filled & (ids == self.tokenizer.mask_token_id)
-        return {**batch, "input_ids": ids, "prediction_mask": counted}
+        if ORIGINAL_IDS in rows[0]:
+            batch[ORIGINAL_IDS] = self._original_ids(rows, ids, hidden)
+        if "position_ids" in rows[0]:  # several documents in a row, each with positions of its own: they do not see each other
+            del batch["attention_mask"]
+            batch["position_ids"] = _padded_positions(rows, ids.shape[1])
+        return {**batch, "input_ids": ids, "prediction_mask": counted, "targets": targets}
+
+    def _original_ids(self, rows: Sequence[Mapping[str, Any]], ids: Tensor, hidden: Tensor) -> Tensor:
+        """The same text as `ids`, as it was before similar tokens took the place of removed ones: int64 [B, S]."""
+        original = self.tokenizer.vocab_map.to_original(ids)  # right for padding and for hidden words
+        for number, row in enumerate(rows):
+            was = torch.tensor(row[ORIGINAL_IDS])
+            original[number, : len(was)] = torch.where(hidden[number, : len(was)], original[number, : len(was)], was)
+        return original
+
+    def next_words(self, rows: Sequence[Mapping[str, Any]], ids: Tensor, filled: Tensor) -> Tensor:
+        """What a causal model is to say at each position, -100 at the end of a text."""
+        targets = torch.full_like(ids, IGNORED)
+        if not self.causal:
+            return targets
+        goes_on = filled[:, 1:].clone()
+        if "position_ids" in rows[0]:
+            goes_on &= _padded_positions(rows, ids.shape[1])[:, 1:] > 0
+        targets[:, :-1] = torch.where(goes_on, ids[:, 1:], IGNORED)
+        return targets
 
     def hidden_words(self, ids: Tensor, filled: Tensor) -> Tensor:
         """Which words to hide: bool [B, S]. Special tokens and padding are never chosen."""
@@ -65,6 +102,54 @@ class WordPredictionCollator:
             seeds = [self.seed, self.epoch, zlib.crc32(row.tobytes())]
             draws[number, :length] = np.random.default_rng(seeds).random(length)
         return torch.from_numpy(draws < self.mask_share) & filled & ~torch.isin(ids, self._special)
+
+
+class TargetCollator:
+    """Pads rows for encoder-decoders, and marks the positions of the decoder, all of which count.
+
+    A row with `labels` has them as the decoder's text. A row without is split: the encoder reads its first part, the decoder
+    predicts the rest ("prefix language modelling", arXiv:1910.10683, section 3.2.1). Where follows from `seed`, the epoch and the
+    row, as the masked words of `WordPredictionCollator` do.
+
+    Args:
+        tokenizer: pads; its end token closes both parts.
+        decoder_start_token_id: what the decoder begins with, as in the model's configuration.
+        seed: of the choice where a row is split.
+    Raises: UsageError, the tokenizer cannot pad or the model does not say what its decoder begins with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, decoder_start_token_id: int | None, seed: int = 0) -> None:
+        _require_padding(tokenizer)
+        if decoder_start_token_id is None:
+            raise UsageError("the model's decoder_start_token_id is not set. Set it in the configuration of the student.")
+        self.tokenizer, self.start, self.seed, self.epoch = tokenizer, decoder_start_token_id, seed, 0
+        self._end = boundary_ids(tokenizer)[1]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns: `input_ids`, `attention_mask` int64 [B, S]; `decoder_input_ids` int64 [B, D]; `prediction_mask` bool [B, D],
+        True where the decoder predicts a token of its text; `targets` int64 [B, D], that token, -100 elsewhere."""
+        parts = [self._parts(row) for row in rows]
+        batch = padded([{"input_ids": source} for source, _ in parts], self.tokenizer)
+        longest = max(len(target) for _, target in parts)
+        target = padded([{"input_ids": [self.start, *target[:-1]]} for _, target in parts], self.tokenizer)
+        return {
+            **batch,
+            "decoder_input_ids": target["input_ids"],
+            "prediction_mask": target["attention_mask"].bool(),
+            "targets": torch.tensor([ids + [IGNORED] * (longest - len(ids)) for _, ids in parts]),
+        }
+
+    def _parts(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        ids = list(row["input_ids"])
+        if row.get("labels") is not None:
+            target = [token for token in row["labels"] if token != IGNORED]
+            if not target:
+                raise UsageError("a row has no labels at all, so its decoder has nothing to predict. Leave such rows out.")
+            return ids, target
+        draw = np.random.default_rng([self.seed, self.epoch, zlib.crc32(np.array(ids).tobytes())])
+        split = int(draw.integers(1, max(2, len(ids))))
+        target = ids[split:] if ids[-1:] == self._end else ids[split:] + self._end
+        return ids[:split] + self._end, target or ids[-1:]
 
 
 class AnswerCollator:
@@ -89,6 +174,16 @@ class AnswerCollator:
         if "answer" in rows[0]:
             batch["answer"] = torch.tensor([row["answer"] for row in rows])
         return batch
+
+
+def _require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UsageError("the tokenizer has no padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token.")
+
+
+def _padded_positions(rows: Sequence[Mapping[str, Any]], length: int) -> Tensor:
+    """int64 [B, S]; the padding begins at 0 again, as a document of its own that nothing sees."""
+    return torch.tensor([[*row["position_ids"], *range(length - len(row["position_ids"]))] for row in rows])
 
 
 def padded(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from hf_glmd.errors import UsageError
+from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB
 
 DEFAULT_TEMPERATURE = {"word_prediction": 15.0, "soft_label": 1.0}
 """Of the paper, METHOD sections "Word-prediction loss" and "Stages"."""
@@ -46,6 +47,37 @@ class GLMDConfig(TrainingArguments):
             "help": "Token ids per row when a dataset of text is tokenised. Unset: what both models can read, at most 512."
         },
     )
+    target_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "For encoder-decoders, when a dataset of text is tokenised: column of what the decoder reads and predicts. "
+            "Unset: each row of text is split, the encoder reads its beginning and the decoder predicts the rest."
+        },
+    )
+    teacher_reads_replaced: bool = field(
+        default=False,
+        metadata={
+            "help": "Where similar tokens stand for removed ones (removed='nearest' or 'unk'): let the teacher read those, too, "
+            "rather than the text as it was."
+        },
+    )
+    separate_documents: bool = field(
+        default=False,
+        metadata={
+            "help": "For causal models, when a dataset of text is tokenised: texts that share a row do not see each other. The "
+            "model must take position_ids."
+        },
+    )
+    fused_loss: bool = field(
+        default=True,
+        metadata={
+            "help": "Make the word-prediction loss from hidden states, a slice of tokens at a time. False: from all logits of "
+            "both models at once, which takes more memory and time; the result is the same."
+        },
+    )
+    loss_chunk_mib: float = field(
+        default=DEFAULT_CHUNK_MIB, metadata={"help": "Memory in MiB for the slices of logits that the fused loss holds at once."}
+    )
     text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
 
     def __post_init__(self) -> None:
@@ -62,6 +94,8 @@ class GLMDConfig(TrainingArguments):
             mistakes.append(f"mask_share={self.mask_share} is out of range, use 0 or more and less than 1, e.g. 0.15")
         if self.max_length is not None and self.max_length < 3:
             mistakes.append(f"max_length={self.max_length} leaves no room for text, use 3 or more")
+        if not self.loss_chunk_mib > 0:
+            mistakes.append(f"loss_chunk_mib={self.loss_chunk_mib} leaves no room for logits, use e.g. {DEFAULT_CHUNK_MIB}")
         if self.label_smoothing_factor:
             mistakes.append("label_smoothing_factor has no meaning without labels, leave it at 0")
         if mistakes:

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
-from hf_glmd.models.heads import answer_logits, word_logits
+from hf_glmd.models.heads import WordHead, answer_logits
 from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
 
 
@@ -17,8 +18,12 @@ class GoldAnswerTrainer(TokenMeanTrainer):
     Rows are those of `ClozeTask.encode(..., labelled=True)`, collated by `AnswerCollator`.
     """
 
-    def position_losses(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        return F.cross_entropy(self._answers(model, inputs), inputs["answer"], reduction="none")
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        self.head = WordHead(model)
+        super().__init__(model, *args, **kwargs)
+
+    def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        return F.cross_entropy(self._answers(model, inputs), inputs["answer"], reduction="sum")
 
     def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         answers = self._answers(model, inputs)
@@ -29,7 +34,7 @@ class GoldAnswerTrainer(TokenMeanTrainer):
 
     def _answers(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.accelerator.autocast():
-            logits = word_logits(model, model_inputs(inputs), inputs["prediction_mask"])
+            logits = self.head.logits(model, model_inputs(inputs), inputs["prediction_mask"])
         return answer_logits(logits, inputs["candidate_ids"]).float()
 
     def _set_signature_columns_if_needed(self) -> None:

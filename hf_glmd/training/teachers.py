@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from hf_glmd.corpora.blocks import ORIGINAL_IDS
 from hf_glmd.errors import UsageError
-from hf_glmd.models.heads import HeadRows, output_embedding, word_logits
+from hf_glmd.models.heads import HeadInputs, HeadRows, WordHead, evaluating
+from hf_glmd.models.loading import load_word_model
 from hf_glmd.vocab.vocab_map import VocabMap
+
+
+class Teacher(Protocol):
+    """What a trainer asks of a teacher.
+
+    Attributes:
+        size: number of tokens it predicts for, columns of its logits.
+        fallback: None: `head_inputs` can be used. Otherwise the reason why only `logits` can.
+        models: those that are run; a cache has none.
+    """
+
+    size: int
+    fallback: str | None
+    models: list[nn.Module]
+
+    def to(self, device: torch.device) -> Teacher:
+        """Puts what it computes with on a device."""
+
+    def logits(self, inputs: Mapping[str, Any], positions: Tensor, temperature: float = 1.0) -> Tensor:
+        """What it predicts at the chosen positions.
+
+        Args:
+            inputs: keyword arguments of a model, `input_ids` [B, S] in the student's ids.
+            positions: bool [B, S], N of them True.
+            temperature: at which the logits will be used.
+        Returns: [N, K].
+        """
+
+    def head_inputs(self, inputs: Mapping[str, Any], positions: Tensor) -> HeadInputs:
+        """What its logits are made of, N positions and K rows of the output embedding. Arguments as of `logits`."""
 
 
 class LiveTeacher:
@@ -27,89 +60,150 @@ class LiveTeacher:
     """
 
     def __init__(self, model: PreTrainedModel | str | PathLike[str], vocab_map: VocabMap | None = None) -> None:
-        if not isinstance(model, PreTrainedModel):
+        if not isinstance(model, nn.Module):
             # Checkpoints in half precision are slow and coarse on a CPU.
             model = load_word_model(model, **({} if torch.accelerator.is_available() else {"dtype": torch.float32}))
         self.model = model
-        self.model.requires_grad_(False)
-        self.model.eval()
+        self._freeze()
         self.vocab_map = vocab_map
-        rows = output_embedding(self.model).weight.shape[0]
-        if vocab_map is not None and vocab_map.original_size > rows:
+        with self._teaching():
+            self.head = WordHead(self.model)
+        if vocab_map is not None and vocab_map.original_size > self.head.size:
             raise UsageError(
-                f"the vocabulary map comes from {vocab_map.original_size} tokens, the teacher predicts {rows}. "
+                f"the vocabulary map comes from {vocab_map.original_size} tokens, the teacher predicts {self.head.size}. "
                 "Pass the map that was made from this teacher's tokenizer."
             )
         self._rows: HeadRows | None = None
 
     @property
     def size(self) -> int:
-        """Number of tokens it predicts for: columns of its logits."""
-        return self.vocab_map.size if self.vocab_map is not None else output_embedding(self.model).weight.shape[0]
+        return self.vocab_map.size if self.vocab_map is not None else self.head.size
+
+    @property
+    def fallback(self) -> str | None:
+        return self.head.fallback
+
+    @property
+    def models(self) -> list[nn.Module]:
+        return [self.model]
 
     def to(self, device: torch.device) -> LiveTeacher:
-        self.model.to(device)
+        # What was loaded with a device map, or in 8 or 4 bits, is where it belongs.
+        if getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False):
+            self.model.to(device)
         self._rows = None
         return self
 
-    @torch.no_grad()
-    def logits(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
-        """What it predicts at the chosen positions.
+    def logits(self, inputs: Mapping[str, Any], positions: Tensor, temperature: float = 1.0) -> Tensor:
+        with self._teaching():
+            return self.head.logits(self.model, self._own_ids(inputs), positions, self._kept_rows())
 
-        Args:
-            inputs: keyword arguments of the model, `input_ids` [B, S] in the student's ids.
-            positions: bool [B, S], N of them True.
-        Returns: [N, K].
-        """
-        rows = None
-        if self.vocab_map is not None:
-            inputs = {**inputs, "input_ids": self.vocab_map.to_original(inputs["input_ids"])}
-            if self._rows is None:
-                self._rows = HeadRows(self.model, torch.tensor(self.vocab_map.kept_ids))
-            rows = self._rows
-        return word_logits(self.model, inputs, positions, rows)
+    def head_inputs(self, inputs: Mapping[str, Any], positions: Tensor) -> HeadInputs:
+        with self._teaching():
+            return self.head.inputs(self.model, self._own_ids(inputs), positions, self._kept_rows())
+
+    def _freeze(self) -> None:
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        with torch.no_grad():
+            yield
+
+    def _own_ids(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.vocab_map is None:
+            return inputs
+        if ORIGINAL_IDS in inputs:
+            inputs = dict(inputs)
+            inputs["input_ids"] = inputs.pop(ORIGINAL_IDS)
+            return inputs
+        ids = {name: inputs[name] for name in ("input_ids", "decoder_input_ids") if name in inputs}
+        return {**inputs, **{name: self.vocab_map.to_original(value) for name, value in ids.items()}}
+
+    def _kept_rows(self) -> HeadRows | None:
+        if self.vocab_map is not None and self._rows is None:
+            self._rows = self.head.rows(torch.tensor(self.vocab_map.kept_ids))
+        return self._rows
 
 
-AUTO_CLASSES = (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+class AdaptersOffTeacher(LiveTeacher):
+    """The student itself with its adapters switched off: no second copy of the weights.
 
-
-def word_model_class(config) -> type:
-    """The auto class a configuration's model predicts words with: by its `architectures`, else the first that knows it.
-
-    Raises: UsageError, none does.
+    Args:
+        model: the student, a `peft.PeftModel`.
+    Raises: UsageError, it has no adapters, or prompts of its own instead of adapters in its layers.
     """
-    known = [auto for auto in AUTO_CLASSES if type(config) in auto._model_mapping]
-    for name in config.architectures or ():
-        for auto in known:
-            classes = auto._model_mapping[type(config)]
-            if name in {c.__name__ for c in (classes if isinstance(classes, tuple) else (classes,))}:
-                return auto
-    if config.architectures or not known:
-        raise UsageError(
-            f"{config.name_or_path or config.model_type} is {' / '.join(config.architectures or [config.model_type])}, which "
-            "predicts no words. Use a checkpoint of a masked, causal or sequence-to-sequence language model."
-        )
-    return known[0]
+
+    def __init__(self, model: nn.Module) -> None:
+        if not hasattr(model, "disable_adapter"):
+            raise UsageError(f"{type(model).__name__} has no adapters to switch off. Wrap it with peft.get_peft_model first.")
+        super().__init__(model)
+
+    def to(self, device: torch.device) -> AdaptersOffTeacher:
+        return self  # it goes where the student goes
+
+    def _freeze(self) -> None:
+        """Its adapters are the student's, and are trained."""
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        with torch.no_grad(), evaluating(self.model), self.model.disable_adapter():
+            yield
 
 
-def load_word_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Loads a model with its word-prediction head, in the dtype of the checkpoint unless `dtype` is given.
+class TeacherEnsemble:
+    """Several teachers of one vocabulary: the mean of their distributions at the temperature that is asked for.
 
-    Raises: UsageError, there is no such model, or it predicts no words.
+    Args:
+        teachers: at least one.
+        weights: positive, one per teacher; they are divided by their sum. None: all alike.
+    Raises: UsageError, the teachers predict different numbers of tokens, or a weight makes no sense.
     """
-    config = load_config(name_or_path, kwargs.get("revision"))
-    return word_model_class(config).from_pretrained(str(name_or_path), **kwargs)
+
+    fallback = "several teachers are averaged, for which all of their logits are needed"
+
+    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
+        weights = [1.0] * len(teachers) if weights is None else list(weights)
+        if not teachers or len(weights) != len(teachers) or not all(weight > 0 for weight in weights):
+            raise UsageError(f"{len(teachers)} teachers with the weights {weights}: give one positive weight per teacher.")
+        if len({teacher.size for teacher in teachers}) > 1:
+            sizes = " and ".join(str(teacher.size) for teacher in teachers)
+            raise UsageError(f"the teachers predict {sizes} tokens: only teachers of one vocabulary can be averaged.")
+        self.teachers = list(teachers)
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    @property
+    def size(self) -> int:
+        return self.teachers[0].size
+
+    @property
+    def models(self) -> list[nn.Module]:
+        return [model for teacher in self.teachers for model in teacher.models]
+
+    def to(self, device: torch.device) -> TeacherEnsemble:
+        for teacher in self.teachers:
+            teacher.to(device)
+        return self
+
+    def logits(self, inputs: Mapping[str, Any], positions: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits whose softmax at `temperature` is the weighted mean of the teachers' softmaxes at `temperature`."""
+        mixture: Tensor | None = None
+        for teacher, weight in zip(self.teachers, self.weights, strict=True):
+            share = torch.softmax(teacher.logits(inputs, positions, temperature) / temperature, dim=-1).mul_(weight)
+            mixture = share if mixture is None else mixture.add_(share)
+        return mixture.log_().mul_(temperature)
+
+    def head_inputs(self, inputs: Mapping[str, Any], positions: Tensor) -> HeadInputs:
+        raise RuntimeError(self.fallback)
 
 
-def load_config(name_or_path: str | PathLike[str], revision: str | None = None):
-    """The configuration of a Hub model or a folder. Raises: UsageError, there is none."""
-    try:
-        return AutoConfig.from_pretrained(str(name_or_path), revision=revision)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no model at '{name_or_path}': {_first_line(error)} Give a folder with config.json, or a model on the Hub."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
+def as_teacher(teacher: Any, vocab_map: VocabMap | None = None) -> Teacher:
+    """Whatever a trainer was given for a teacher, as one: a model, its name or path, several of these, or a teacher already."""
+    if isinstance(teacher, (list, tuple)):
+        return TeacherEnsemble([as_teacher(one, vocab_map) for one in teacher])
+    if isinstance(teacher, (str, PathLike, nn.Module)):
+        return LiveTeacher(teacher, vocab_map)
+    if hasattr(teacher, "head_inputs"):
+        return teacher
+    raise UsageError(f"teacher is a {type(teacher).__name__}. Pass a model, its Hub name or path, a list of these, or a teacher.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_glmd.errors import UsageError
+from hf_glmd.training.stopping import StopOnSignal
 
 
 class TokenMeanTrainer(Trainer):
@@ -19,18 +22,27 @@ class TokenMeanTrainer(Trainer):
     The mean is over the positions that `prediction_mask` counts in all accumulation steps of all processes, and evaluation
     means are over those of the whole evaluation set: neither batch size, accumulation, padding nor the number of processes
     changes a result. Subclasses say what a position costs.
+
+    A SIGTERM saves a checkpoint at the end of the step and ends training; `signal.stopped` says so.
     """
+
+    _last_log = 0.0
 
     # The sum is divided by the count of the whole accumulation window: the Trainer must not divide again.
     loss_is_scaled_for_ga = True
 
-    def position_losses(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The loss of each counted position: [N], with gradients."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.signal = StopOnSignal()
+        self.add_callback(self.signal)
+
+    def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The loss summed over the counted positions: a scalar, with gradients."""
         raise NotImplementedError(f"{type(self).__name__} does not say what a position costs.")
 
-    def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """What evaluation averages, `loss` among it: name -> [N]."""
-        return {"loss": self.position_losses(model, inputs)}
+    def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+        """What evaluation averages, `loss` among it: name -> [N], or a pair of [N] and bool [N], where there is such a value."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what evaluation averages.")
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         # evaluate() before train() marks the bare model as prepared, whereupon accelerate does not wrap it in DDP any more and
@@ -44,7 +56,9 @@ class TokenMeanTrainer(Trainer):
         if not batch_samples:
             return None
         count = torch.stack([batch["prediction_mask"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(count).sum().clamp(min=1)  # an empty window must not divide by 0; its sum is 0 too
+        count = self.accelerator.gather(count).sum()
+        self._tokens_since_log = self._tokens_since_log + count  # stays on the device: nothing waits for it
+        return count.clamp(min=1)  # an empty window must not divide by 0; its sum is 0 too
 
     def compute_loss(
         self,
@@ -53,12 +67,28 @@ class TokenMeanTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        losses = self.position_losses(model, inputs)
         if num_items_in_batch is None:
-            num_items_in_batch = max(losses.numel(), 1)
+            num_items_in_batch = inputs["prediction_mask"].sum().clamp(min=1)
         # DDP averages gradients over the processes, each of which has divided by the count of all: undo the average.
-        loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        loss = self.summed_loss(model, inputs) * self.accelerator.num_processes / num_items_in_batch
         return (loss, {}) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._start_clock()
+        return super().train(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a training log how many counted tokens a second were learnt from, over all processes, and the peak memory."""
+        if "loss" in logs:
+            tokens = float(self._tokens_since_log)
+            logs["tokens_per_second"] = round(tokens / max(time.monotonic() - self._last_log, 1e-9), 1)
+            logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self._start_clock()
+
+    def _start_clock(self) -> None:
+        self._last_log, self._tokens_since_log = time.monotonic(), torch.zeros((), dtype=torch.long, device=self.args.device)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -68,7 +98,8 @@ class TokenMeanTrainer(Trainer):
             metrics = self.position_metrics(model, inputs)
         counted = inputs["prediction_mask"]
         self._metric_names = list(metrics)
-        values = torch.stack([*metrics.values(), torch.ones_like(metrics["loss"])], dim=-1).double()
+        pairs = [value if isinstance(value, tuple) else (value, torch.ones_like(value).bool()) for value in metrics.values()]
+        values = torch.stack([*(v.where(there, 0.0).double() for v, there in pairs), *(there.double() for _, there in pairs)], -1)
         # Sums per row, so that the rows repeated to fill the last batch of several processes can be told apart and dropped.
         rows = values.new_zeros(len(counted), values.shape[-1]).index_add_(0, counted.nonzero()[:, 0], values)
         total = self.accelerator.gather_for_metrics(rows).sum(0)
@@ -77,15 +108,32 @@ class TokenMeanTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._totals: Tensor | None = None
+        started = time.monotonic()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._totals is None or self._totals[-1] == 0:
+        self._last_log += time.monotonic() - started  # nothing is learnt meanwhile
+        totals = [] if self._totals is None else self._totals.view(2, -1).tolist()
+        if not totals or not any(totals[1]):
             raise UsageError("no position of the evaluation set counts. Give it more text, or more to mask.")
-        *sums, count = self._totals.tolist()
-        for name, value in zip(self._metric_names, sums, strict=True):
-            output.metrics[f"{metric_key_prefix}_{name}"] = value / count
+        for name, value, count in zip(self._metric_names, *totals, strict=True):
+            if count:
+                output.metrics[f"{metric_key_prefix}_{name}"] = value / count
         return output
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: of its graphics card, or, without one, its resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
+"""What collators make for both models to read, where there is such a thing."""
 
 
 def model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a batch that the models read."""
-    return {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    return {name: inputs[name] for name in MODEL_INPUTS if name in inputs}

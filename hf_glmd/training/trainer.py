@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -14,16 +15,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_glmd.corpora.blocks import pack_blocks
+from hf_glmd.corpora.blocks import ORIGINAL_IDS, pack_blocks, pair_rows
 from hf_glmd.errors import UsageError
-from hf_glmd.losses.functional import soft_label_loss, word_prediction_loss_from_logits
+from hf_glmd.losses.functional import (
+    soft_label_loss,
+    word_prediction_loss,
+    word_prediction_loss_from_logits,
+    word_prediction_scores,
+)
 from hf_glmd.losses.reference import dense_word_prediction_loss
-from hf_glmd.models.heads import answer_logits, is_masked_lm, output_embedding, word_logits
-from hf_glmd.training.collators import AnswerCollator, WordPredictionCollator
+from hf_glmd.losses.topk import topk_word_prediction_loss, topk_word_prediction_scores
+from hf_glmd.models.heads import HeadInputs, WordHead, answer_logits, is_masked_lm
+from hf_glmd.training.collators import AnswerCollator, TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
-from hf_glmd.training.teachers import LiveTeacher
+from hf_glmd.training.same_words import check_same_words, tokenizer_of
+from hf_glmd.training.teacher_cache import TeacherCache
+from hf_glmd.training.teachers import Teacher, TeacherEnsemble, as_teacher
 from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
-from hf_glmd.vocab.vocab_map import VocabMap
+from hf_glmd.vocab.counting import tokenizer_fingerprint
+from hf_glmd.vocab.vocab_map import IGNORED, VocabMap
+
+logger = logging.getLogger(__name__)
 
 MAX_DEFAULT_LENGTH = 512
 DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
@@ -35,11 +47,13 @@ class GLMDTrainer(TokenMeanTrainer):
 
     The loss is the mean over the counted tokens of the whole global batch: of all processes and all accumulation steps. No
     label is read. `eval_loss` is the mean over the counted tokens of the evaluation set; beside it stand `eval_kl`, the KL at
-    temperature 1, and `eval_agreement`, the share of positions where both models find the same token (or answer) likeliest.
+    temperature 1, `eval_agreement`, the share of positions where both models find the same token (or answer) likeliest,
+    `eval_teacher_entropy`, and `eval_cross_entropy`, of the words that were hidden or come next.
 
     Args:
         model: the student.
-        teacher: a model, its Hub name or path, or a `LiveTeacher`. It is frozen, and never saved with the student.
+        teacher: a model, its Hub name or path, a list of these (the mean of their predictions), or a teacher: `LiveTeacher`,
+            `AdaptersOffTeacher`, `TeacherEnsemble`, `TeacherCache`. It is frozen, and never saved with the student.
         args: a `GLMDConfig`.
         train_dataset, eval_dataset: rows of `input_ids` in the student's ids, or of text (`args.text_column`), which is then
             packed into blocks. For `soft_label`: cloze rows, as `ClozeTask.encode` makes them. Other columns are ignored.
@@ -56,7 +70,7 @@ class GLMDTrainer(TokenMeanTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: PreTrainedModel | str | PathLike[str] | LiveTeacher,
+        teacher: PreTrainedModel | str | PathLike[str] | Sequence[Any] | Teacher,
         args: GLMDConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -77,24 +91,37 @@ class GLMDTrainer(TokenMeanTrainer):
                 "eval_agreement, or score the model with your own loop after training."
             )
         self.vocab_map = vocab_map
-        self.teacher = teacher if isinstance(teacher, LiveTeacher) else LiveTeacher(teacher, vocab_map)
-        student_size = output_embedding(model).weight.shape[0]
-        if student_size != self.teacher.size:
+        self.teacher = as_teacher(teacher, vocab_map)
+        for one in self.teacher.models:
+            tokenizer = tokenizer_of(one)
+            if tokenizer is not None:
+                check_same_words(processing_class, tokenizer, vocab_map)
+        if isinstance(self.teacher, TeacherCache):
+            self.teacher.check({"tokenizer": tokenizer_fingerprint(processing_class)})
+            self.teacher.check_temperature(args.temperature)
+            if args.objective != "word_prediction":
+                raise UsageError(f"objective='{args.objective}' needs a teacher that runs: a cache holds words only.")
+        self.head = WordHead(model)
+        if self.head.size != self.teacher.size:
             raise UsageError(
-                f"the student predicts {student_size} tokens, the teacher {self.teacher.size}. "
+                f"the student predicts {self.head.size} tokens, the teacher {self.teacher.size}. "
                 "Pass vocab_map=vocab.vocab_map of the vocabulary the student was cut with."
             )
-        for who, part in (("student", model), ("teacher", self.teacher.model)):
-            if getattr(part.config, "is_encoder_decoder", False):
-                raise UsageError(f"the {who} {type(part).__name__} is an encoder-decoder, which cannot be distilled yet.")
-        masked_lm = is_masked_lm(model)
+        kind = kind_of(model)
+        for other in self.teacher.models:
+            if kind_of(other) != kind:
+                raise UsageError(
+                    f"the student {type(model).__name__} ({kind}) and the teacher {type(other).__name__} ({kind_of(other)}) do "
+                    "not predict the same words. Use two models of one kind."
+                )
+        masked_lm = kind == "masked language model"
         if not masked_lm and (args.positions == "masked" or args.mask_share):
             raise UsageError(
                 f"positions='{args.positions}' with mask_share={args.mask_share} hides words, but {type(model).__name__} "
                 "predicts the next one. Leave both at their defaults."
             )
         if data_collator is None:
-            data_collator = default_collator(args, processing_class, masked_lm)
+            data_collator = default_collator(args, processing_class, model)
         if args.objective == "word_prediction":
             train_dataset = self._tokenised(train_dataset, model, args, processing_class)
             eval_dataset = self._tokenised(eval_dataset, model, args, processing_class)
@@ -113,7 +140,9 @@ class GLMDTrainer(TokenMeanTrainer):
                 "Use one process or plain data parallelism (DDP)."
             )
         self.teacher.to(args.device)
-        self.add_callback(_EpochOfMasks(self.data_collator))
+        self._say_why_not_fused()
+        if self.teacher.models:  # a cache holds what was masked once, and nothing else
+            self.add_callback(_EpochOfMasks(self.data_collator))
         model.add_model_tags(self._tag_names)
 
     # Data
@@ -125,55 +154,138 @@ class GLMDTrainer(TokenMeanTrainer):
         if columns is None or "input_ids" in columns:
             return dataset
         length = args.max_length or min(
-            max_positions(model.config), max_positions(self.teacher.model.config), tokenizer.model_max_length, MAX_DEFAULT_LENGTH
+            *(max_positions(one.config) for one in (model, *self.teacher.models)), tokenizer.model_max_length, MAX_DEFAULT_LENGTH
         )
         with PartialState().local_main_process_first():  # the others read what the first one cached
-            return pack_blocks(dataset, tokenizer, length, column=args.text_column)
+            if args.target_column is not None:
+                return pair_rows(dataset, tokenizer, length, args.text_column, args.target_column)
+            return pack_blocks(dataset, tokenizer, length, column=args.text_column, separate=args.separate_documents)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [c for c in ("blank", "candidate_ids") if c not in self._signature_columns]
+        ours = ("blank", "candidate_ids", ORIGINAL_IDS)
+        self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     # Loss
 
-    def position_losses(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        student, teacher = self._both_logits(model, inputs)
-        losses = self._loss(student, teacher, self.args.temperature)
-        self._refuse_non_finite_teacher(losses.detach(), teacher)
-        return losses
+    @property
+    def _fused(self) -> bool:
+        """Whether the loss is made from hidden states, rather than from all logits of both models."""
+        usable = self.head.fallback is None and self.teacher.fallback is None
+        return self.args.fused_loss and usable and self.args.objective == "word_prediction"
 
-    def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        student, teacher = self._both_logits(model, inputs)
-        student, teacher = student.float(), teacher.float()
-        return {
-            "loss": self._loss(student, teacher, self.args.temperature),
-            "kl": kl_of_candidates(student, teacher),
-            "agreement": (student.argmax(-1) == teacher.argmax(-1)).float(),
-        }
-
-    def _both_logits(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Student's and teacher's logits at the counted positions, [N, K] each, or of the candidates, [B, C] each."""
-        counted = inputs["prediction_mask"]
-        words = model_inputs(inputs)
-        with self.accelerator.autocast():
-            student = word_logits(model, words, counted)
-            teacher = self.teacher.logits(words, counted)
-        if self.args.objective == "soft_label":
-            student, teacher = (answer_logits(logits, inputs["candidate_ids"]) for logits in (student, teacher))
-        return student, teacher
-
-    def _loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        loss = word_prediction_loss_from_logits if self.args.objective == "word_prediction" else soft_label_loss
-        return loss(student, teacher, temperature=temperature, reduction="none")
-
-    def _refuse_non_finite_teacher(self, losses: Tensor, teacher: Tensor) -> None:
-        # Looking costs a host synchronisation on a GPU: there once, at the start.
-        if self.state.global_step > 0 and losses.device.type != "cpu":
+    def _say_why_not_fused(self) -> None:
+        if self.args.objective != "word_prediction" or not self.args.fused_loss or self._has_top_tokens:
             return
-        if not torch.isfinite(losses).all() and teacher.isnan().any():
+        for who, part in (("student", self.head), ("teacher", self.teacher)):
+            if part.fallback is not None:
+                logger.warning("All logits of the %s are computed, which takes memory and time: %s.", who, part.fallback)
+
+    def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        if self._has_top_tokens:
+            loss = self._top_tokens_loss(model, inputs, topk_word_prediction_loss, reduction="sum")
+        elif self._fused:
+            with self.accelerator.autocast():
+                teacher = self.teacher.head_inputs(self._teacher_inputs(inputs), inputs["prediction_mask"])
+                loss = self.head.collect(
+                    model,
+                    model_inputs(inputs),
+                    lambda student: word_prediction_loss(
+                        **self._head_arguments(student, teacher), reduction="sum", check_teacher=False
+                    ),
+                    inputs["prediction_mask"],
+                )
+        else:
+            student = self._student_logits(model, inputs)
+            loss = self._dense_loss(student, self._teacher_logits(inputs, self.args.temperature), reduction="sum")
+        self._refuse_non_finite_teacher(loss.detach(), inputs)
+        return loss
+
+    @property
+    def _has_top_tokens(self) -> bool:
+        return isinstance(self.teacher, TeacherCache) and self.teacher.settings.kind == "topk"
+
+    def _top_tokens_loss(self, model: nn.Module, inputs: dict[str, Any], loss: Callable[..., Any], **settings: Any) -> Any:
+        """The loss, or the scores, beside a cache of the teacher's likeliest tokens."""
+        counted = inputs["prediction_mask"]
+        top = self.teacher.top_tokens(self._teacher_inputs(inputs), counted, self.args.temperature)
+
+        def at_head(student: HeadInputs) -> Any:
+            head = {"student_scale": student.scale, "student_softcap": student.softcap, "chunk_mib": self.args.loss_chunk_mib}
+            return loss(student.hidden, student.weight, top, student.bias, **head, **settings)
+
+        with self.accelerator.autocast():
+            return self.head.collect(model, model_inputs(inputs), at_head, counted)
+
+    def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+        if self._has_top_tokens:
+            return self._top_tokens_loss(model, inputs, topk_word_prediction_scores)
+        if self._fused:
+            words, counted = model_inputs(inputs), inputs["prediction_mask"]
+            with self.accelerator.autocast():
+                student = self.head.inputs(model, words, counted)
+                teacher = self.teacher.head_inputs(self._teacher_inputs(inputs), counted)
+            targets = inputs["targets"][counted] if "targets" in inputs else None
+            scores = word_prediction_scores(**self._head_arguments(student, teacher), targets=targets)
+            if targets is not None:
+                scores["cross_entropy"] = (scores["cross_entropy"], targets != IGNORED)
+            return scores
+        temperature = self.args.temperature
+        student, teacher = self._student_logits(model, inputs), self._teacher_logits(inputs, temperature)
+        mixed = isinstance(self.teacher, TeacherEnsemble)  # whose logits depend on the temperature
+        plain = self._teacher_logits(inputs, 1.0) if mixed and temperature != 1.0 else teacher
+        scores = {
+            "loss": self._dense_loss(student, teacher, reduction="none"),
+            "kl": kl_of_candidates(student, plain),
+            "agreement": (student.argmax(-1) == plain.argmax(-1)).float(),
+            "teacher_entropy": torch.special.entr(torch.softmax(plain, -1)).sum(-1),
+        }
+        if self.args.objective == "word_prediction" and "targets" in inputs:
+            targets = inputs["targets"][inputs["prediction_mask"]]
+            found = nn.functional.cross_entropy(student, targets, ignore_index=IGNORED, reduction="none")
+            scores["cross_entropy"] = (found, targets != IGNORED)
+        return scores
+
+    def _head_arguments(self, student: HeadInputs, teacher: HeadInputs) -> dict[str, Any]:
+        return {
+            f"{who}_{name}": getattr(head, name)
+            for who, head in (("student", student), ("teacher", teacher))
+            for name in ("hidden", "weight", "bias", "scale", "softcap")
+        } | {"temperature": self.args.temperature, "chunk_mib": self.args.loss_chunk_mib}
+
+    def _student_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """At the counted positions, [N, K], or of the candidates, [B, C]."""
+        with self.accelerator.autocast():
+            return self._of_candidates(self.head.logits(model, model_inputs(inputs), inputs["prediction_mask"]), inputs)
+
+    def _teacher_logits(self, inputs: dict[str, Any], temperature: float) -> Tensor:
+        """As `_student_logits`."""
+        with self.accelerator.autocast():
+            logits = self.teacher.logits(self._teacher_inputs(inputs), inputs["prediction_mask"], temperature)
+        return self._of_candidates(logits.float(), inputs)
+
+    def _teacher_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        words = model_inputs(inputs)
+        if ORIGINAL_IDS in inputs and not self.args.teacher_reads_replaced:
+            words[ORIGINAL_IDS] = inputs[ORIGINAL_IDS]
+        return words
+
+    def _of_candidates(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
+        return answer_logits(logits, inputs["candidate_ids"]) if self.args.objective == "soft_label" else logits
+
+    def _dense_loss(self, student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
+        loss = word_prediction_loss_from_logits if self.args.objective == "word_prediction" else soft_label_loss
+        return loss(student, teacher, temperature=self.args.temperature, reduction=reduction)
+
+    def _refuse_non_finite_teacher(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        # Looking costs a host synchronisation on a GPU: there once, at the start.
+        if self.state.global_step > 0 and loss.device.type != "cpu":
+            return
+        if self.teacher.models and not torch.isfinite(loss) and self._teacher_logits(inputs, self.args.temperature).isnan().any():
+            who = " and ".join(f"{one.config.name_or_path or type(one).__name__} ({one.dtype})" for one in self.teacher.models)
             raise UsageError(
-                f"the teacher {self.teacher.model.name_or_path or type(self.teacher.model).__name__} predicts NaN at step "
-                f"{self.state.global_step}. Check its weights and its dtype ({self.teacher.model.dtype})."
+                f"the teacher {who or type(self.teacher).__name__} predicts NaN at step {self.state.global_step}. Check its "
+                "weights and its dtype."
             )
 
     # Evaluation
@@ -214,13 +326,24 @@ class _EpochOfMasks(TrainerCallback):
 
 
 def default_collator(
-    args: GLMDConfig, tokenizer: PreTrainedTokenizerBase, masked_lm: bool
-) -> WordPredictionCollator | AnswerCollator:
+    args: GLMDConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> WordPredictionCollator | TargetCollator | AnswerCollator:
     """The collator that goes with an objective and a kind of model."""
     if args.objective == "soft_label":
         return AnswerCollator(tokenizer)
-    mask_share = args.mask_share if args.mask_share is not None else (DEFAULT_MASK_SHARE if masked_lm else 0.0)
-    return WordPredictionCollator(tokenizer, args.positions, mask_share, args.seed)
+    if kind_of(model) == "encoder-decoder":
+        return TargetCollator(tokenizer, model.config.decoder_start_token_id, args.seed)
+    default = DEFAULT_MASK_SHARE if is_masked_lm(model) else 0.0
+    mask_share = args.mask_share if args.mask_share is not None else default
+    causal = kind_of(model) == "causal language model"
+    return WordPredictionCollator(tokenizer, args.positions, mask_share, args.seed, causal)
+
+
+def kind_of(model: nn.Module) -> str:
+    """In words, which words a model predicts."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    return "masked language model" if is_masked_lm(model) else "causal language model"
 
 
 def kl_of_candidates(student: Tensor, teacher: Tensor) -> Tensor:

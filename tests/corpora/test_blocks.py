@@ -35,3 +35,15 @@ def test_a_missing_column_and_a_tiny_block_are_refused():
         pack_blocks(dataset, TOKENIZER, 16)
     with pytest.raises(UsageError, match="block_size=2"):
         pack_blocks(dataset, TOKENIZER, 2, column="body")
+
+
+def test_separate_texts_count_from_zero_and_lose_nothing():
+    texts = datasets.Dataset.from_dict({"text": vocab_helpers.texts(30)})
+    blocks = pack_blocks(texts, TOKENIZER, 16, separate=True)
+    stream = [token for row in blocks["input_ids"] for token in row]
+    assert stream == [token for text in texts["text"] for token in TOKENIZER(text)["input_ids"]]
+    for ids, places in zip(blocks["input_ids"], blocks["position_ids"], strict=True):
+        assert places[0] == 0 and len(ids) == len(places) <= 16
+        starts = [place for place in range(1, len(ids)) if ids[place] == TOKENIZER.cls_token_id]
+        assert [place for place in range(1, len(ids)) if places[place] != places[place - 1] + 1] == starts
+        assert all(places[start] == 0 for start in starts)

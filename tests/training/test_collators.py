@@ -4,8 +4,8 @@ import pytest
 import torch
 import vocab_helpers
 
-from hf_glmd import UsageError, WordPredictionCollator
-from hf_glmd.training.collators import AnswerCollator
+from hf_glmd import UsageError
+from hf_glmd.training.collators import AnswerCollator, TargetCollator, WordPredictionCollator
 
 TOKENIZER = vocab_helpers.generic_tokenizer()
 ROWS = [{"input_ids": TOKENIZER(text)["input_ids"], "extra": "x"} for text in vocab_helpers.texts(12)]
@@ -14,9 +14,40 @@ MASK = TOKENIZER.mask_token_id
 
 def test_all_positions_count_but_padding():
     batch = WordPredictionCollator(TOKENIZER, "all", 0.3)(ROWS)
-    assert set(batch) == {"input_ids", "attention_mask", "prediction_mask"}
+    assert set(batch) == {"input_ids", "attention_mask", "prediction_mask", "targets"}
     assert torch.equal(batch["prediction_mask"], batch["attention_mask"].bool())
     assert (batch["input_ids"] == MASK).any()
+
+
+def test_targets_are_the_words_that_were_hidden_or_come_next():
+    batch = WordPredictionCollator(TOKENIZER, "masked", 0.3)(ROWS)
+    plain = WordPredictionCollator(TOKENIZER, "all", 0.0)(ROWS)
+    hidden = batch["input_ids"] == MASK
+    assert torch.equal(batch["targets"], torch.where(hidden, plain["input_ids"], -100))
+    assert (plain["targets"] == -100).all()
+    rows = [{"input_ids": [5, 6, 7, 8], "position_ids": [0, 1, 0, 1]}, {"input_ids": [9], "position_ids": [0]}]
+    causal = WordPredictionCollator(TOKENIZER, "all", 0.0, causal=True)(rows)
+    assert causal["targets"].tolist() == [[6, -100, 8, -100], [-100] * 4]
+    assert causal["position_ids"].tolist() == [[0, 1, 0, 1], [0, 0, 1, 2]] and "attention_mask" not in causal
+
+
+def test_a_decoder_gets_the_rest_of_the_row():
+    end = TOKENIZER.sep_token_id
+    collator = TargetCollator(TOKENIZER, decoder_start_token_id=0, seed=3)
+    batch = collator(ROWS)
+    for row, ids, filled, decoder, targets in zip(
+        ROWS, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"], batch["targets"], strict=True
+    ):
+        source, target = ids[filled.bool()].tolist(), [token for token in targets.tolist() if token >= 0]
+        assert source[:-1] + target == row["input_ids"] and source[-1] == end and len(source) > 1
+        assert decoder[: len(target)].tolist() == [0, *target[:-1]]
+    assert torch.equal(batch["prediction_mask"], batch["targets"] >= 0)
+    alone = collator(ROWS[:1])
+    assert alone["input_ids"][0].tolist() == [t for t in batch["input_ids"][0].tolist()][: alone["input_ids"].shape[1]]
+    collator.epoch = 1
+    assert not torch.equal(collator(ROWS)["targets"], batch["targets"])
+    with pytest.raises(UsageError, match="decoder_start_token_id is not set"):
+        TargetCollator(TOKENIZER, None)
 
 
 def test_only_hidden_words_count():

@@ -7,7 +7,7 @@ import torch
 import vocab_helpers
 
 from hf_glmd import LiveTeacher, UsageError
-from hf_glmd.training.teachers import load_word_model
+from hf_glmd.models.loading import load_word_model
 
 SMALL_IDS = torch.randint(0, 97, (2, 6), generator=torch.Generator().manual_seed(0))
 EVERYWHERE = torch.ones(2, 6, dtype=torch.bool)

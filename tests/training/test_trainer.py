@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import peft
 import pytest
 import torch
 import training_helpers as helpers
@@ -14,6 +15,9 @@ import vocab_helpers
 from hf_glmd import ClozeTask, UsageError, VocabMap
 from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.training.collators import WordPredictionCollator
+from hf_glmd.training.teacher_cache import TeacherCache
+from hf_glmd.training.teachers import AdaptersOffTeacher, LiveTeacher, TeacherEnsemble
+from hf_glmd.vocab.counting import tokenizer_fingerprint
 
 CUTS = [(6, 1), (3, 2), (2, 3), (1, 6)]  # rows per step, accumulated steps
 
@@ -168,10 +172,125 @@ def test_a_causal_student_learns_the_next_word_from_a_causal_teacher(tmp_path, n
         helpers.trainer(tmp_path, model=student, teacher=teacher, positions="masked")
 
 
-def test_an_encoder_decoder_is_refused(tmp_path):
-    model = vocab_helpers.tiny_model("t5")
-    with pytest.raises(UsageError, match="T5ForConditionalGeneration is an encoder-decoder"):
-        helpers.trainer(tmp_path, model=model, teacher=vocab_helpers.tiny_model("t5"))
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_decoder_learns_what_follows(tmp_path, name):
+    settings = {"dropout_rate": 0.0} if name == "t5" else {"dropout": 0.0, "decoder_start_token_id": 2}
+    student = vocab_helpers.tiny_model(name, **settings)
+    teacher = vocab_helpers.tiny_model(name, **settings | ({"d_ff": 40} if name == "t5" else {"decoder_ffn_dim": 40}))
+    trainer = helpers.trainer(tmp_path, model=student, teacher=teacher, max_steps=30, temperature=1.0, learning_rate=1e-2)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_kl"] < 0.7 * before["eval_kl"]
+    assert after["eval_cross_entropy"] > 0 and after["eval_teacher_entropy"] > 0
+    with pytest.raises(UsageError, match=r"T5.* \(encoder-decoder\) and the teacher BertForMaskedLM|Bart.*Bert"):
+        helpers.trainer(tmp_path, model=student)
+
+
+def test_pairs_of_texts_are_read_and_predicted(tmp_path):
+    texts = vocab_helpers.texts(10)
+    pairs = datasets.Dataset.from_dict({"text": texts, "target": texts[::-1]})
+    settings = {"train_dataset": pairs, "eval_dataset": pairs, "target_column": "target", "max_length": 12, "max_steps": 1}
+    trainer = helpers.trainer(tmp_path, model=vocab_helpers.tiny_model("t5"), teacher=vocab_helpers.tiny_model("t5"), **settings)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    target = helpers.TOKENIZER(texts[-1])["input_ids"]
+    assert batch["targets"].tolist()[0][:11] == target[:11]
+    assert batch["decoder_input_ids"].tolist()[0][1:] == batch["targets"].tolist()[0][:-1]
+    trainer.train()
+
+
+def test_packed_texts_do_not_see_each_other(tmp_path):
+    texts = datasets.Dataset.from_dict({"text": vocab_helpers.texts(12)})
+    one_by_one = datasets.Dataset.from_dict({"input_ids": [helpers.TOKENIZER(text)["input_ids"] for text in texts["text"]]})
+    model, teacher = vocab_helpers.tiny_model("llama"), vocab_helpers.tiny_model("llama", intermediate_size=40)
+    packed, single = (
+        helpers.trainer(
+            tmp_path,
+            model=model,
+            teacher=teacher,
+            train_dataset=data,
+            eval_dataset=data,
+            separate_documents=True,
+            max_length=36,
+            temperature=1.0,
+        ).evaluate()
+        for data in (texts.select(range(2)), one_by_one.select(range(2)))
+    )
+    assert len(helpers.pack_blocks(texts.select(range(2)), helpers.TOKENIZER, 36, separate=True)) == 1
+    for name in ("eval_loss", "eval_kl", "eval_cross_entropy"):
+        assert packed[name] == pytest.approx(single[name], rel=1e-5)
+
+
+def test_the_teacher_may_be_the_student_without_its_adapters(tmp_path):
+    model = peft.get_peft_model(
+        vocab_helpers.tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        peft.LoraConfig(target_modules=["query", "value"], r=2),
+    )
+    trainer = helpers.trainer(tmp_path, model=model, teacher=AdaptersOffTeacher(model))
+    assert abs(trainer.evaluate()["eval_kl"]) < 1e-6, "fresh adapters change nothing"
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+    before = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    assert before > 0 and trainer.evaluate()["eval_kl"] < before
+    with pytest.raises(UsageError, match="BertForMaskedLM has no adapters"):
+        AdaptersOffTeacher(helpers.student())
+
+
+def test_several_teachers_are_averaged(tmp_path):
+    first, second = helpers.teacher(), vocab_helpers.tiny_model("bert", num_hidden_layers=1)
+    trainer = helpers.trainer(tmp_path, teacher=[first, second], temperature=2.0, eval_dataset=helpers.rows(3))
+    batch = trainer.data_collator(list(helpers.rows(3)))
+    words, counted = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["prediction_mask"]
+    with torch.no_grad():
+        mean = sum(torch.softmax(one(**words).logits / 2.0, -1) for one in (first, second)) / 2
+        student = trainer.model(**words).logits
+    expected = dense_word_prediction_loss(student[counted], 2.0 * mean[counted].log(), 2.0).mean()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    trainer.train()
+    with pytest.raises(UsageError, match="one positive weight per teacher"):
+        TeacherEnsemble([LiveTeacher(first), LiveTeacher(second)], [1.0, 0.0])
+
+
+def test_the_dense_and_the_fused_loss_train_alike(tmp_path):
+    fused_logs, fused = run(tmp_path)
+    dense_logs, dense = run(tmp_path, fused_loss=False)
+    assert [entry["loss"] for entry in fused_logs] == pytest.approx([entry["loss"] for entry in dense_logs], rel=1e-5)
+    torch.testing.assert_close(fused, dense, rtol=1e-4, atol=2e-6)
+    metrics = [helpers.trainer(tmp_path, fused_loss=kind).evaluate() for kind in (True, False)]
+    for name in ("eval_loss", "eval_kl", "eval_agreement", "eval_teacher_entropy", "eval_cross_entropy"):
+        assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-4)
+
+
+def test_a_head_that_cannot_be_fused_is_named_once(tmp_path, caplog):
+    model = peft.get_peft_model(
+        vocab_helpers.tiny_model("bert-untied"), peft.LoraConfig(target_modules=["query", "cls.predictions.decoder"], r=2)
+    )
+    helpers.trainer(tmp_path, model=model).train()
+    said = [record.message for record in caplog.records if "All logits of the student" in record.message]
+    assert len(said) == 1 and "cls.predictions.decoder" in said[0]
+
+
+def test_training_logs_say_how_fast_and_how_large(tmp_path):
+    logs, _ = run(tmp_path, max_steps=2)
+    assert all(entry["tokens_per_second"] > 0 and entry["peak_memory_mib"] > 1 for entry in logs)
+
+
+def test_a_teacher_that_means_other_words_by_the_same_ids_is_refused(tmp_path):
+    teacher = helpers.teacher()
+    vocabulary = vocab_helpers.wordpiece_vocabulary()
+    other = dict(zip(vocabulary, [*list(vocabulary.values())[:40], 41, 40, *list(vocabulary.values())[42:]], strict=True))
+    backend = vocab_helpers.wordpiece_backend()
+    data = json.loads(backend.to_str())
+    data["model"]["vocab"] = other
+    vocab_helpers.generic_tokenizer(type(backend).from_str(json.dumps(data))).save_pretrained(tmp_path / "teacher")
+    teacher.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UsageError, match="2 of the student's 211 tokens are others to the teacher: id 40 is"):
+        helpers.trainer(tmp_path / "out", teacher=str(tmp_path / "teacher"))
+    helpers.TOKENIZER.save_pretrained(tmp_path / "teacher")
+    helpers.trainer(tmp_path / "out", teacher=str(tmp_path / "teacher"))
 
 
 def test_a_cut_vocabulary_needs_its_map_and_is_saved_with_the_student(tmp_path):
@@ -222,3 +341,31 @@ def test_what_makes_no_sense_is_refused(tmp_path, settings, message):
         GLMDTrainer(
             **{"model": helpers.student(), "teacher": helpers.teacher(), "processing_class": helpers.TOKENIZER, **settings}
         )
+
+
+@pytest.mark.parametrize("kind", ["hidden", "topk"])
+def test_a_cache_stands_for_its_teacher(tmp_path, kind):
+    settings = {"positions": "masked", "temperature": 1.0, "max_steps": 3, "num_train_epochs": 1}
+    collator = WordPredictionCollator(helpers.TOKENIZER, "masked", 0.15, seed=42)
+    rows = list(helpers.rows())
+    batches = [collator(rows[start : start + 5]) for start in range(0, len(rows), 5)]
+    kinds = {"hidden": {"dtype": "fp32"}, "topk": {"k": vocab_helpers.V - 1, "temperature": 1.0}}[kind]
+    cache = TeacherCache.build(
+        LiveTeacher(helpers.teacher()),
+        batches,
+        tmp_path / "cache",
+        kind,
+        fingerprint={"tokenizer": tokenizer_fingerprint(helpers.TOKENIZER)},
+        **kinds,
+    )
+    found = helpers.trainer(tmp_path / "a", teacher=cache, eval_dataset=helpers.rows(), **settings)
+    live = helpers.trainer(tmp_path / "b", eval_dataset=helpers.rows(), **settings)
+    assert found.evaluate()["eval_loss"] == pytest.approx(live.evaluate()["eval_loss"], rel=1e-3 if kind == "topk" else 1e-5)
+    before = found.evaluate()["eval_loss"]
+    found.train()
+    assert found.evaluate()["eval_loss"] < before
+    with pytest.raises(UsageError, match="objective='soft_label' needs a teacher that runs"):
+        helpers.trainer(tmp_path / "c", teacher=cache, objective="soft_label")
+    if kind == "topk":
+        with pytest.raises(UsageError, match="temperature 1.0"):
+            helpers.trainer(tmp_path / "c", teacher=cache, temperature=2.0)
