@@ -3,11 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from hf_glmd import __version__
 from hf_glmd.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`hf-glmd`: makes language models smaller.
+
+    Returns: 0; 2 after one line on standard error when the user can mend it.
+    """
+    parser = argparse.ArgumentParser(prog="hf-glmd", description=main.__doc__.split("\n")[0].split(": ")[1].capitalize())
+    parser.add_argument("--version", action="version", version=f"hf-glmd {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_shrink(commands)
+    arguments = parser.parse_args(argv)
+    return _run("hf-glmd", lambda: arguments.run(arguments))
+
+
+def _add_shrink(commands: Any) -> None:
+    from hf_glmd.shrinking import ShrinkOptions
+
+    parser = commands.add_parser(
+        "shrink",
+        help="cut the vocabulary of a model",
+        description="Counts a corpus, keeps the tokens that matter, and writes the model and its tokenizer with those alone. The "
+        "result is compared with the original before it is written.",
+        epilog="Example: hf-glmd shrink google-bert/bert-base-uncased --corpus texts.txt --size 0.5 --output smaller-bert",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="read options from a YAML file, e.g. one of recipes/shrink")
+    _add_fields(parser, ShrinkOptions, positional=("model",))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_shrink)
+
+
+def _shrink(arguments: argparse.Namespace) -> None:
+    from hf_glmd.recipe import build_section
+    from hf_glmd.shrinking import ShrinkOptions, shrink_checkpoint
+
+    _quiet_libraries()
+    options = build_section(ShrinkOptions, arguments.config, _given(arguments, ShrinkOptions))
+    result = shrink_checkpoint(options, progress=not arguments.json)
+    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
 
 
 def run_recipe_command(argv: Sequence[str] | None = None) -> int:
@@ -28,25 +74,64 @@ def run_recipe_command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the output folder")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, and print the plan")
     known, overrides = parser.parse_known_args(argv)
+    return _run("glmd.py", lambda: _run_recipe(known, overrides))
+
+
+def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    _quiet_libraries()
+    from hf_glmd.recipe import load_recipe
+
+    recipe = load_recipe(arguments.config, overrides)
+    if arguments.dry_run:
+        from hf_glmd.plan import print_plan
+
+        print_plan(recipe)
+    else:
+        from hf_glmd.pipeline import run_recipe
+
+        launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+        run_recipe(recipe, arguments.overwrite, command=" ".join([launcher, *sys.argv]))
+
+
+def _run(program: str, command: Callable[[], None]) -> int:
     try:
-        _quiet_libraries()
-        from hf_glmd.recipe import load_recipe
-
-        recipe = load_recipe(known.config, overrides)
-        if known.dry_run:
-            from hf_glmd.plan import print_plan
-
-            print_plan(recipe)
-        else:
-            from hf_glmd.pipeline import run_recipe
-
-            launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
-            run_recipe(recipe, known.overwrite, command=" ".join([launcher, *sys.argv]))
+        command()
     except UsageError as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
-            print(f"glmd.py: {error}", file=sys.stderr)  # noqa: T201
+            print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+def _say(text: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)  # noqa: T201
+
+
+def _add_fields(parser: argparse.ArgumentParser, section: type, positional: Sequence[str] = ()) -> None:
+    """One option per field of a dataclass, with the field's help. An option that is not given leaves no trace."""
+    hints = typing.get_type_hints(section)
+    for field in dataclasses.fields(section):
+        kinds = [kind for kind in _kinds(hints[field.name]) if kind is not type(None)]
+        options: dict[str, Any] = {"help": field.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
+        if kinds[0] is bool:
+            options["action"] = "store_true"
+        elif typing.get_origin(kinds[0]) is list:
+            options |= {"nargs": "+", "metavar": field.metadata.get("metavar", field.name.upper())}
+        else:
+            options["metavar"] = field.metadata.get("metavar", field.name.upper())
+        if field.name in positional:
+            parser.add_argument(field.name, nargs="?", **options)
+        else:
+            parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+
+
+def _given(arguments: argparse.Namespace, section: type) -> dict[str, Any]:
+    return {field.name: getattr(arguments, field.name) for field in dataclasses.fields(section) if hasattr(arguments, field.name)}
 
 
 def _wants_help(argv: Sequence[str]) -> bool:

@@ -19,6 +19,9 @@ STAGES = ("general", "task_teacher", "task_words", "task_answers")
 """The training stages in their order; each is a section of the file."""
 
 
+Section = typing.TypeVar("Section")
+
+
 def _help(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
     if factory is not dataclasses.MISSING:
         return field(default_factory=factory, metadata={"help": text})
@@ -160,21 +163,22 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: words of the command line, `--vocab.size 0.25` or `--vocab.size=0.25`; values are YAML.
     Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
     """
-    path = Path(path)
-    if not path.is_file():
-        others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UsageError(
-            f"recipe file '{path}' does not exist. " + (nearest(str(path), others) if others else "Give the path of a YAML file.")
-        )
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe file '{path}' is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"recipe file '{path}' holds no sections. See recipes/quickstart.yaml.")
+    data = _read_yaml(path)
     for key, value in _parse_overrides(overrides):
         _set(data, key, value)
     return _build(Recipe, data, "")
+
+
+def build_section(section: type[Section], path: str | Path | None = None, values: Mapping[str, Any] | None = None) -> Section:
+    """A dataclass from a YAML file, from values, or from both; the values win.
+
+    Args:
+        section: the dataclass.
+        path: YAML file. None: there is none.
+        values: name of a field -> its value, or a text that can be read as one.
+    Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
+    """
+    return _build(section, (_read_yaml(path) if path is not None else {}) | dict(values or {}), "")
 
 
 def options_help() -> str:
@@ -188,6 +192,22 @@ def options_help() -> str:
         else:
             lines += [f"  --{name}.{part.name}  {part.metadata['help']}" for part in dataclasses.fields(section)]
     return "\n".join(lines)
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UsageError(
+            f"recipe file '{path}' does not exist. " + (nearest(str(path), others) if others else "Give the path of a YAML file.")
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe file '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"recipe file '{path}' holds no sections. See recipes/quickstart.yaml.")
+    return data
 
 
 def _parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:

@@ -1,6 +1,8 @@
 """What the README promises is run."""
 
+import json
 import re
+import shlex
 
 import datasets
 import recipe_helpers
@@ -8,7 +10,8 @@ import vocab_helpers
 import yaml
 
 from hf_glmd import ClozeTask
-from hf_glmd.recipe import TaskSection, _build, load_recipe
+from hf_glmd.recipe import TaskSection, _build, build_section, load_recipe
+from hf_glmd.shrinking import ShrinkOptions
 
 README = (recipe_helpers.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -19,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def test_its_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code, shrinking = blocks("python")
     code = code.replace('GLMDConfig("small")', 'GLMDConfig("small", max_steps=1, use_cpu=True, report_to="none")')
     assert "max_steps=1" in code
     space = {
@@ -30,10 +33,25 @@ def test_its_python_runs(tmp_path, monkeypatch):
     # The tiny vocabulary is mostly single characters, which stay.
     exec(code.replace("size=0.5", "size=0.6"), space)
     assert space["student"].config.num_hidden_layers == 2 and space["student"].config.vocab_size == 127
+    (tmp_path / "news.txt").write_text("\n".join(vocab_helpers.texts(40)))
+    (tmp_path / "code.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in vocab_helpers.texts(9, seed=1)))
+    space |= {"model": space["teacher"], "prompts": ["walking"], "held_out_texts": vocab_helpers.texts(9, seed=2)}
+    exec(shrinking.replace("size=32_000", "size=150"), space)
+    assert space["small"].config.vocab_size == 150
+
+
+def test_its_shrink_commands_are_valid():
+    commands = [shlex.split(line, comments=True) for line in "".join(blocks("bash")).splitlines() if line.startswith("hf-glmd")]
+    assert len(commands) == 2
+    for words in commands:
+        recipe = recipe_helpers.ROOT / words[words.index("--config") + 1] if "--config" in words else None
+        pairs = dict(zip(words[3::2], words[4::2], strict=True)) if recipe is None else {}
+        given = {name.removeprefix("--"): [value] if name == "--corpus" else value for name, value in pairs.items()}
+        build_section(ShrinkOptions, recipe, given | ({"model": words[2]} if recipe is None else {}))
 
 
 def test_its_files_exist():
-    for path in re.findall(r"(?:recipes|model_cards)/[\w/.]+\w", README):
+    for path in re.findall(r"(?:recipes|model_cards)/[\w/.-]+\w", README):
         assert (recipe_helpers.ROOT / path).exists(), path
 
 

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import vocab_helpers as helpers
+
+BENCHMARKS = Path(__file__).parents[1] / "recipes" / "benchmarks"
+TINY = [
+    "--bpe-sizes",
+    "500",
+    "300",
+    "--unigram-sizes",
+    "300",
+    "200",
+    "--nearest",
+    "90:40:8",
+    "--sizes",
+    "0.9",
+    "0.1",
+    "--repeats",
+    "1",
+]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(helpers.texts(200)), encoding="utf-8")
+    return path
+
+
+def test_the_vocabulary_benchmark_measures_all_parts_and_adds_up_its_runs(tmp_path, corpus, capsys):
+    output = tmp_path / "results" / "vocab.json"
+    parts = ["--parts", "counting", "rewriting", "nearest", "length"]
+    for _ in range(2):
+        assert load("vocab").main([*parts, "--corpus", str(corpus), *TINY, "--output", str(output)]) == 0
+    table = capsys.readouterr().out
+    runs = json.loads(output.read_text())
+    assert len(runs) == 2
+    rows = runs[1]["rows"]
+    assert [row["part"] for row in rows] == ["counting"] * 2 + ["rewriting"] * 2 + ["nearest"] * 3 + ["length"] * 4
+    assert all(row["case"] in table for row in rows)
+    for row in rows:
+        if row["case"].startswith("made-up bpe 500, size 0.1"):  # fewer than the 256 bytes
+            assert row["ours"] is None and "must stay" in row["note"]
+        else:
+            assert row["ours"] > 0
+            assert row["ratio"] is not None or "skeletoken is not installed" in row["note"]
+    lines = list(csv.DictReader(output.with_name("benchmarks.csv").open()))
+    assert {line["method"] for line in lines} == {"hf_glmd", "encode_batch_fast", "skeletoken", "matrix product"}
+    assert sum(line["part"] == "vocab-nearest" and float(line["time_ms"]) > 0 for line in lines) == 2 * 2 * 3
+
+
+def test_the_counting_process_of_the_vocabulary_benchmark_prints_its_memory(tmp_path, capsys):
+    helpers.wordpiece_backend().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "texts.json").write_text(json.dumps(helpers.texts()))
+    assert load("vocab").main(["--count-in", str(tmp_path), "--memory-mb", "0.01"]) == 0
+    before, peak = map(float, capsys.readouterr().out.split())
+    assert 10 < before <= peak
+
+
+def test_bad_options_of_the_vocabulary_benchmark_are_said(tmp_path, corpus, capsys):
+    output = ["--output", str(tmp_path / "vocab.json")]
+    assert load("vocab").main(["--corpus", str(tmp_path / "none.txt"), *output]) == 2
+    assert "no file" in capsys.readouterr().err
+    too_many = ["--unigram-sizes", "99999", "9", "--parts", "rewriting", "--bpe-sizes", "500", "300"]
+    assert load("vocab").main([*too_many, "--corpus", str(corpus), *output]) == 2
+    assert "too few for 99,999" in capsys.readouterr().err
+    for wrong in (["--repeats", "0"], ["--parts", "speed"], ["--nearest", "40:90:8"]):
+        with pytest.raises(SystemExit) as error:
+            load("vocab").main([*wrong, *output])
+        assert error.value.code == 2
+    assert not (tmp_path / "vocab.json").exists()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_while_counting(tmp_path, corpus):
+    output = tmp_path / "vocab.json"
+    options = ["--parts", "memory", "--memory-mb", "3", "30", "--corpus", str(corpus), *TINY, "--output", str(output)]
+    assert load("vocab").main(options) == 0
+    assert [row["met"] for row in json.loads(output.read_text())[0]["rows"]] == [True, True]
