@@ -57,9 +57,16 @@ _PROBES = (
 
 
 def load_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
-    """The tokenizer of a Hub name or a folder. Raises: UsageError, there is none, or its files are damaged."""
+    """The tokenizer of a Hub name or a folder, a `MappedTokenizer` where tokens stand for removed ones.
+
+    Raises: UsageError, there is none, or its files are damaged.
+    """
     from transformers import AutoTokenizer
 
+    from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, MappedTokenizer
+
+    if (Path(name) / ORIGINAL_FOLDER).is_dir():
+        return MappedTokenizer.from_pretrained(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:  # tokenizers raises plain Exception, and for JSON of another kind it may be any class

@@ -18,7 +18,7 @@ from torch.autograd.function import FunctionCtx
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.cores import on_each_core
 
-DEFAULT_CHUNK_MIB = 256.0
+DEFAULT_CHUNK_MIB = 512.0
 """Room for the logits of one slice of tokens, both models'."""
 
 KLSlice = Callable[[Tensor, Tensor, float], Tensor]
@@ -197,7 +197,8 @@ def kl_slice_(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     n, K = student_logits.shape
     losses = student_logits.new_empty(n)
     on_cpu = student_logits.device.type == "cpu"
-    size = max(1, (_BLOCK_CPU if on_cpu else _BLOCK_OTHER) // K)
+    size = min(_BLOCK_CPU // K, math.ceil(n / torch.get_num_threads())) if on_cpu else _BLOCK_OTHER // K
+    size = max(size, 1)
 
     def work(number: int, count: int) -> None:
         # Off the CPU, a look at the data would make the host wait for it, so there is one form for near and far.

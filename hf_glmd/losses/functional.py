@@ -92,7 +92,7 @@ def word_prediction_loss(
             values = dense_word_prediction_loss(_dense(student), _dense(teacher).detach(), temperature)
             loss = _reduce(values, reduction, counted, normalizer)
     else:
-        how = {"chunk_mib": chunk_mib, "kl_slice": _kl_slice(implementation, student_hidden.device)}
+        how = {"chunk_mib": chunk_mib, "kl_slice": _kl_slice(implementation, student_hidden.device, student.dtype)}
         if reduction == "none":
             loss = _reduce(word_prediction_values(student, teacher, temperature, **how), reduction, counted, None)
         else:
@@ -155,7 +155,7 @@ def word_prediction_scores(
                 f"targets hold {int(targets.max())} and student_weight has {len(student_weight)} rows. "
                 "Give the ids of the student's vocabulary: vocab_map.to_small(ids)."
             )
-    kl = _kl_slice(implementation, student_hidden.device)
+    kl = _kl_slice(implementation, student_hidden.device, student.dtype)
     scores: dict[str, list[Tensor]] = {"loss": [], "kl": [], "agreement": [], "teacher_entropy": []}
     if targets is not None:
         scores["cross_entropy"] = []
@@ -384,18 +384,20 @@ def _check_candidates(student: Tensor, teacher: Tensor, counted: Tensor) -> None
 # Which path, and what is returned
 
 
-def _kl_slice(implementation: Implementation, device: torch.device) -> KLSlice:
-    if implementation == "chunked":
-        return kl_slice_
-    if implementation not in ("auto", "kernels"):
+def _kl_slice(implementation: Implementation, device: torch.device, dtype: torch.dtype) -> KLSlice:
+    """The element-wise part for logits of that dtype."""
+    if implementation not in ("auto", "chunked", "kernels"):
         raise UsageError(f"implementation='{implementation}' is unknown. Use 'auto', 'chunked', 'kernels' or 'dense'.")
-    if implementation == "kernels" or device.type == "cuda":
+    if implementation == "kernels" or (implementation == "auto" and device.type == "cuda"):
         from hf_glmd.losses import kernels  # loads Triton, which nobody else needs
 
-        if kernels.available(device):
+        if kernels.available(device) and dtype == torch.float32:
             return kernels.kl_slice_
-    if implementation == "kernels":
-        raise UsageError(f"implementation='kernels' does not run on {device}: it needs Triton and a CUDA device. Use 'auto'.")
+        if implementation == "kernels":
+            raise UsageError(
+                f"implementation='kernels' does not run for {dtype} on {device}: it needs Triton, a CUDA device and less than "
+                "float64. Use 'auto'."
+            )
     return kl_slice_
 
 

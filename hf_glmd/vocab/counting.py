@@ -181,13 +181,15 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 @contextmanager
 def untrimmed(backend: Tokenizer) -> Iterator[Tokenizer]:
-    """The backend with truncation and padding off; what was set before is set again afterwards."""
-    truncation, padding = backend.truncation, backend.padding
+    """The backend without truncation and padding, special tokens read as such; afterwards it is set as it was before."""
+    truncation, padding, as_text = backend.truncation, backend.padding, backend.encode_special_tokens
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = False  # transformers leaves it on after a call with split_special_tokens
     try:
         yield backend
     finally:
+        backend.encode_special_tokens = as_text
         if truncation is not None:
             backend.enable_truncation(**truncation)
         if padding is not None:

@@ -44,6 +44,8 @@ TARGETS = {
 }
 """What ours may take of another's; half: of the vocabulary, beside the whole."""
 
+HALF = "ours, half the vocabulary"
+
 CSV_COLUMNS = "part method device dtype N V H_s H_t time_ms peak_mib loss_err grad_err commit note".split()
 
 
@@ -68,20 +70,21 @@ class Inputs:
         made = [part.to(device, dtype).contiguous() for part in parts]
         return cls(made[0].requires_grad_(), made[1].requires_grad_(), made[2], made[3], temperature)
 
+    def of_method(self, method: str) -> Inputs:
+        """For "ours, half the vocabulary" the first half of it, as a cut one; the same otherwise."""
+        if method != HALF:
+            return self
+        half = len(self.student_weight) // 2
+        weight = self.student_weight.detach()[:half].clone().requires_grad_()
+        hidden = self.student_hidden.detach().clone().requires_grad_()
+        return Inputs(hidden, weight, self.teacher_hidden, self.teacher_weight[:half].clone(), self.temperature)
+
     def clear(self) -> None:
         self.student_hidden.grad = self.student_weight.grad = None
 
 
 def ours(x: Inputs) -> Tensor:
     return word_prediction_loss(x.student_hidden, x.student_weight, x.teacher_hidden, x.teacher_weight, temperature=x.temperature)
-
-
-def ours_half(x: Inputs) -> Tensor:
-    """With the first half of the vocabulary, as a cut one."""
-    half = len(x.student_weight) // 2
-    return word_prediction_loss(
-        x.student_hidden, x.student_weight[:half], x.teacher_hidden, x.teacher_weight[:half], temperature=x.temperature
-    )
 
 
 def dense(x: Inputs) -> Tensor:
@@ -141,7 +144,7 @@ def four_products(x: Inputs) -> None:
 
 LOSSES: dict[str, Callable[[Inputs], Tensor]] = {
     "ours": ours,
-    "ours, half the vocabulary": ours_half,
+    HALF: ours,
     "dense": dense,
     "trl": trl,
     "liger": liger,
@@ -165,10 +168,11 @@ def one_pass(method: str, x: Inputs) -> Tensor | None:
 def times(options: argparse.Namespace, size: tuple[int, ...]) -> dict[str, Any]:
     """Seconds of each method, the median of passes in turns; a text says why there are none."""
     x = Inputs.made(size, options.device, options.dtype, options.temperature)
+    inputs = {method: x.of_method(method) for method in options.methods}
     found: dict[str, Any] = {}
     for method in options.methods:
         try:
-            one_pass(method, x)
+            one_pass(method, inputs[method])
             found[method] = []
         except Exception as error:  # a peer that is missing or fails is a row that says so
             found[method] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -177,7 +181,7 @@ def times(options: argparse.Namespace, size: tuple[int, ...]) -> dict[str, Any]:
             if isinstance(seconds, list):
                 synchronize(options.device)
                 start = time.perf_counter()
-                one_pass(method, x)
+                one_pass(method, inputs[method])
                 synchronize(options.device)
                 seconds.append(time.perf_counter() - start)
     return {method: statistics.median(s) if isinstance(s, list) else s for method, s in found.items()}
@@ -185,7 +189,7 @@ def times(options: argparse.Namespace, size: tuple[int, ...]) -> dict[str, Any]:
 
 def peak(options: argparse.Namespace, size: tuple[int, ...], method: str) -> float:
     """MiB that a pass takes beyond its inputs and gradients."""
-    x = Inputs.made(size, options.device, options.dtype, options.temperature)
+    x = Inputs.made(size, options.device, options.dtype, options.temperature).of_method(method)
     small = Inputs.made((32, 16, 16, 64), options.device, options.dtype, options.temperature)
     one_pass(method, small)  # libraries are loaded, threads started
     gradients = sum(t.numel() * t.element_size() for t in (x.student_hidden, x.student_weight))
@@ -202,13 +206,10 @@ def peak(options: argparse.Namespace, size: tuple[int, ...], method: str) -> flo
 
 def errors(options: argparse.Namespace, size: tuple[int, ...], method: str) -> tuple[float, float]:
     """Relative errors of the loss and of the gradients, beside fp64."""
-    x = Inputs.made(size, options.device, options.dtype, options.temperature)
+    x = Inputs.made(size, options.device, options.dtype, options.temperature).of_method(method)
     loss = one_pass(method, x)
     found = x.student_hidden.grad.cpu(), x.student_weight.grad.cpu()
     exact = [t.detach().double().cpu() for t in (x.student_hidden, x.student_weight, x.teacher_hidden, x.teacher_weight)]
-    half = method == "ours, half the vocabulary"
-    if half:
-        exact[1], exact[3] = exact[1][: len(exact[1]) // 2], exact[3][: len(exact[3]) // 2]
     total, of_hidden, of_weight = 0.0, torch.zeros_like(exact[0]), torch.zeros_like(exact[1])
     for start in range(0, len(exact[0]), 128):
         rows = slice(start, start + 128)
@@ -218,10 +219,7 @@ def errors(options: argparse.Namespace, size: tuple[int, ...], method: str) -> t
         total += part.item()
         of_hidden[rows] = gradient @ exact[1]
         of_weight += gradient.t() @ exact[0][rows]
-    worst = max(
-        float((a.double() - b).abs().max() / b.abs().max())
-        for a, b in zip((found[0], found[1][: len(of_weight)]), (of_hidden, of_weight), strict=True)
-    )
+    worst = max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(found, (of_hidden, of_weight), strict=True))
     # torchtune gives the cross-entropy: its value has nothing to be compared with.
     return (float("nan") if method == "torchtune" else abs(float(loss) - total) / total), worst
 

@@ -148,7 +148,7 @@ def test_low_precision_logits_are_widened():
         ({"temperature": math.inf}, "temperature=inf"),
         ({"reduction": "median"}, "reduction='median'"),
         ({"implementation": "fast"}, "implementation='fast'"),
-        ({"implementation": "kernels"}, "implementation='kernels' does not run on cpu"),
+        ({"implementation": "kernels"}, "implementation='kernels' does not run for torch.float64 on cpu"),
         ({"chunk_mib": 0}, "chunk_mib=0"),
         ({"student_softcap": 0.0}, "student_softcap=0.0"),
         ({"teacher_softcap": -3.0}, "teacher_softcap=-3.0"),
@@ -221,10 +221,7 @@ def test_scores_are_those_of_the_logits(inputs, masked, chunk_mib):
     counted = torch.ones(3, 5).bool() if mask is None else mask
     targets = torch.randint(0, K, (3, 5))
     targets[0], targets[2, 3] = -100, K - 1
-    inputs["student_hidden"][1], inputs["student_weight"][:, :7] = (
-        inputs["teacher_hidden"][1, :, :7],
-        inputs["teacher_weight"][:, :7],
-    )
+    inputs["student_hidden"], inputs["student_weight"] = inputs["teacher_hidden"][..., :7], inputs["teacher_weight"][:, :7]
     student, teacher = (logits(inputs, model, softcap=8.0)[counted] for model in ("student", "teacher"))
     scores = word_prediction_scores(
         **inputs, mask=mask, temperature=3.0, student_softcap=8.0, teacher_softcap=8.0, targets=targets, chunk_mib=chunk_mib
@@ -311,8 +308,11 @@ def test_padding_that_does_not_fit_is_refused(longer):
 def test_the_path_follows_the_device(monkeypatch):
     from hf_glmd.losses import kernels
 
-    assert functional._kl_slice("auto", torch.device("cpu")) is functional.kl_slice_
-    for available, wanted in ((True, kernels.kl_slice_), (False, functional.kl_slice_)):
-        monkeypatch.setattr(kernels, "available", lambda device, available=available: available)
-        assert functional._kl_slice("auto", torch.device("cuda")) is wanted
-        assert functional._kl_slice("chunked", torch.device("cuda")) is functional.kl_slice_
+    chosen, cpu, cuda = functional._kl_slice, torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(kernels, "available", lambda device: True)
+    assert chosen("auto", cpu, torch.float32) is functional.kl_slice_
+    assert chosen("auto", cuda, torch.float32) is kernels.kl_slice_
+    assert chosen("auto", cuda, torch.float64) is functional.kl_slice_
+    assert chosen("chunked", cuda, torch.float32) is functional.kl_slice_
+    monkeypatch.setattr(kernels, "available", lambda device: False)
+    assert chosen("auto", cuda, torch.float32) is functional.kl_slice_
