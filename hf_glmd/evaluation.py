@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_glmd.corpora.padding import padded
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.models.heads import WordHead, evaluating, output_embedding
 from hf_glmd.records import ModelFacts, WordScores
-from hf_glmd.training.collators import WordPredictionCollator, padded
+from hf_glmd.training.collators import WordPredictionCollator
 from hf_glmd.training.teachers import LiveTeacher
 
 MASK_SHARE = 0.15

@@ -306,15 +306,3 @@ def _few_tokens(model: nn.Module) -> dict[str, Tensor]:
     row = torch.tensor([ids or [0]], device=model.device)
     inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     return inputs | ({"decoder_input_ids": row} if model.config.is_encoder_decoder else {})
-
-
-def answer_logits(logits: Tensor, candidate_ids: Tensor) -> Tensor:
-    """Each example's candidates out of the logits at its blank.
-
-    Args:
-        logits: [B, K].
-        candidate_ids: int64 [B, C], -100 where an example has fewer candidates.
-    Returns: [B, C], -inf where there is no candidate.
-    """
-    missing = candidate_ids < 0
-    return logits.gather(1, candidate_ids.clamp(min=0)).masked_fill(missing, -torch.inf)

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_glmd.training.collators import AnswerCollator, padded
+from hf_glmd.corpora.padding import padded
 
 LogitsAt = Callable[[Mapping[str, Any], Tensor], Tensor]
 """Model inputs, bool positions [B, S] with N of them True -> logits [N, K], e.g. `LiveTeacher.logits`."""
+
+QUESTION_COLUMNS = ("blank", "candidate_ids", "sequence", "weight")
+"""What cloze rows have beside `input_ids` and, for the teacher's fine-tuning alone, `answer`."""
 
 
 class CandidateCollator:
     """Pads cloze rows of either kind; each batch holds one kind.
 
-    Rows whose candidates are single tokens go through `AnswerCollator`: one sequence and one position for each example.
+    Rows whose candidates are single tokens have one sequence and one position for each example.
     Otherwise an example has R_b sequences, and candidates of L tokens are read at L positions of one of them (see `Question`).
 
     Args:
@@ -28,7 +31,6 @@ class CandidateCollator:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._single = AnswerCollator(tokenizer)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns:
@@ -39,20 +41,30 @@ class CandidateCollator:
         input_ids, attention_mask: int64 [R, S], R = B or the sum of R_b.
         prediction_mask: bool [R, S], the N positions that predict.
         right: bool [B, C], the right candidates, if the rows have an `answer`.
-        answer: int64 [B], only beside [B, C].
         """
         if "sequence" in rows[0]:
             batch = self._several_tokens(rows)
             right = [row.get("answer") for row in rows]
         else:
-            single = self._single(rows)
-            batch = {"candidate_ids": single["candidate_ids"], "candidate_mask": single["candidate_ids"] >= 0, **single}
+            batch = self._single_tokens(rows)
             right = [[row["answer"]] if "answer" in row else None for row in rows]
         if right[0] is not None:
             batch["right"] = torch.zeros_like(batch["candidate_mask"])
             for number, answers in enumerate(right):
                 batch["right"][number, answers] = True
         return batch
+
+    def _single_tokens(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        width = max(len(row["candidate_ids"]) for row in rows)
+        token_ids = torch.tensor([[*row["candidate_ids"], *[-100] * (width - len(row["candidate_ids"]))] for row in rows])
+        batch = padded(rows, self.tokenizer)
+        blanks = torch.tensor([[row["blank"]] for row in rows])
+        return {
+            "candidate_ids": token_ids,  # first, as below
+            "candidate_mask": token_ids >= 0,
+            **batch,
+            "prediction_mask": torch.arange(batch["input_ids"].shape[1]) == blanks,
+        }
 
     def _several_tokens(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         count = max(len(row["candidate_ids"]) for row in rows)

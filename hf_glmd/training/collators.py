@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.corpora.blocks import ORIGINAL_IDS, boundary_ids
+from hf_glmd.corpora.padding import padded
 from hf_glmd.errors import UsageError
 from hf_glmd.vocab.vocab_map import IGNORED
 
@@ -152,30 +153,6 @@ class TargetCollator:
         return ids[:split] + self._end, target or ids[-1:]
 
 
-class AnswerCollator:
-    """Pads cloze rows and their candidate answers.
-
-    Args:
-        tokenizer: pads.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Returns: `input_ids`, `attention_mask` int64 [B, S]; `prediction_mask` bool [B, S], True at the blank;
-        `candidate_ids` int64 [B, C], -100 where an example has fewer candidates; `answer` int64 [B] if the rows have it."""
-        batch = padded(rows, self.tokenizer)
-        batch["prediction_mask"] = blank_mask(rows, batch["input_ids"].shape[1])
-        width = max(len(row["candidate_ids"]) for row in rows)
-        batch["candidate_ids"] = torch.tensor(
-            [list(row["candidate_ids"]) + [-100] * (width - len(row["candidate_ids"])) for row in rows]
-        )
-        if "answer" in rows[0]:
-            batch["answer"] = torch.tensor([row["answer"] for row in rows])
-        return batch
-
-
 def _require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is None:
         raise UsageError("the tokenizer has no padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token.")
@@ -184,14 +161,3 @@ def _require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 def _padded_positions(rows: Sequence[Mapping[str, Any]], length: int) -> Tensor:
     """int64 [B, S]; the padding begins at 0 again, as a document of its own that nothing sees."""
     return torch.tensor([[*row["position_ids"], *range(length - len(row["position_ids"]))] for row in rows])
-
-
-def padded(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, int64 [B, S], padded on the right."""
-    batch = tokenizer.pad({"input_ids": [list(row["input_ids"]) for row in rows]}, padding_side="right", return_tensors="pt")
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-
-
-def blank_mask(rows: Sequence[Mapping[str, Any]], length: int) -> Tensor:
-    """bool [B, S], True at each row's `blank`."""
-    return torch.arange(length) == torch.tensor([[row["blank"]] for row in rows])

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_glmd.models.heads import WordHead, answer_logits
-from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
+from hf_glmd.models.heads import WordHead
+from hf_glmd.tasks.candidates import QUESTION_COLUMNS, candidate_log_probs, gold_answer_loss
+from hf_glmd.training.token_mean import TokenMeanTrainer
 
 
 class GoldAnswerTrainer(TokenMeanTrainer):
-    """Cross-entropy of the candidates at the blank with the gold answer.
+    """Cross-entropy of the candidates in the blank with the gold answer.
 
-    Rows are those of `ClozeTask.encode(..., labelled=True)`, collated by `AnswerCollator`.
+    Rows are those of `ClozeTask.encode(..., labelled=True)`, collated by `CandidateCollator`.
     """
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
@@ -23,20 +24,21 @@ class GoldAnswerTrainer(TokenMeanTrainer):
         super().__init__(model, *args, **kwargs)
 
     def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        return F.cross_entropy(self._answers(model, inputs), inputs["answer"], reduction="sum")
+        return gold_answer_loss(self._scores(model, inputs), inputs["right"]).sum()
 
     def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        answers = self._answers(model, inputs)
+        scores, right = self._scores(model, inputs), inputs["right"]
         return {
-            "loss": F.cross_entropy(answers, inputs["answer"], reduction="none"),
-            "accuracy": (answers.argmax(-1) == inputs["answer"]).float(),
+            "loss": gold_answer_loss(scores, right),
+            "accuracy": right.gather(1, scores.argmax(-1, keepdim=True))[:, 0].float(),
         }
 
-    def _answers(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _scores(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Log-probabilities [B, C] of the candidates."""
         with self.accelerator.autocast():
-            logits = self.head.logits(model, model_inputs(inputs), inputs["prediction_mask"])
-        return answer_logits(logits, inputs["candidate_ids"]).float()
+            return candidate_log_probs(partial(self.head.logits, model), inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [c for c in ("blank", "candidate_ids", "answer") if c not in self._signature_columns]
+        ours = (*QUESTION_COLUMNS, "answer")
+        self._signature_columns += [name for name in ours if name not in self._signature_columns]

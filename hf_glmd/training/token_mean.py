@@ -19,9 +19,9 @@ from hf_glmd.training.stopping import StopOnSignal
 class TokenMeanTrainer(Trainer):
     """Loss per position in, mean over the whole global batch out.
 
-    The mean is over the positions that `prediction_mask` counts in all accumulation steps of all processes, and evaluation
-    means are over those of the whole evaluation set: neither batch size, accumulation, padding nor the number of processes
-    changes a result. Subclasses say what a position costs.
+    The mean is over what `counted` counts in all accumulation steps of all processes, and evaluation means are over that of
+    the whole evaluation set: neither batch size, accumulation, padding nor the number of processes changes a result.
+    Subclasses say what a position, or a cloze question, costs.
 
     A SIGTERM saves a checkpoint at the end of the step and ends training; `signal.stopped` says so.
     """
@@ -55,7 +55,7 @@ class TokenMeanTrainer(Trainer):
         """Counted positions of the whole global batch: of all accumulation steps and all processes."""
         if not batch_samples:
             return None
-        count = torch.stack([batch["prediction_mask"].sum() for batch in batch_samples]).sum().to(device)
+        count = torch.stack([counted(batch).sum() for batch in batch_samples]).sum().to(device)
         count = self.accelerator.gather(count).sum()
         self._tokens_since_log = self._tokens_since_log + count  # stays on the device: nothing waits for it
         return count.clamp(min=1)  # an empty window must not divide by 0; its sum is 0 too
@@ -68,7 +68,7 @@ class TokenMeanTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         if num_items_in_batch is None:
-            num_items_in_batch = inputs["prediction_mask"].sum().clamp(min=1)
+            num_items_in_batch = counted(inputs).sum().clamp(min=1)
         # DDP averages gradients over the processes, each of which has divided by the count of all: undo the average.
         loss = self.summed_loss(model, inputs) * self.accelerator.num_processes / num_items_in_batch
         return (loss, {}) if return_outputs else loss
@@ -96,12 +96,12 @@ class TokenMeanTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             metrics = self.position_metrics(model, inputs)
-        counted = inputs["prediction_mask"]
+        units = counted(inputs)
         self._metric_names = list(metrics)
         pairs = [value if isinstance(value, tuple) else (value, torch.ones_like(value).bool()) for value in metrics.values()]
         values = torch.stack([*(v.where(there, 0.0).double() for v, there in pairs), *(there.double() for _, there in pairs)], -1)
         # Sums per row, so that the rows repeated to fill the last batch of several processes can be told apart and dropped.
-        rows = values.new_zeros(len(counted), values.shape[-1]).index_add_(0, counted.nonzero()[:, 0], values)
+        rows = values.new_zeros(len(units), values.shape[-1]).index_add_(0, units.nonzero()[:, 0], values)
         total = self.accelerator.gather_for_metrics(rows).sum(0)
         self._totals = total if self._totals is None else self._totals + total
         return None, None, None
@@ -118,6 +118,16 @@ class TokenMeanTrainer(Trainer):
             if count:
                 output.metrics[f"{metric_key_prefix}_{name}"] = value / count
         return output
+
+
+def counted(inputs: Mapping[str, Any]) -> Tensor:
+    """What a batch's means are over: bool [B, S], the positions that predict; of cloze questions bool [B, 1], the examples.
+
+    A question with candidates of several tokens has several predictions, and yet it is one example.
+    """
+    if "candidate_mask" in inputs:
+        return inputs["candidate_mask"].any(1, keepdim=True)
+    return inputs["prediction_mask"]
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -25,8 +25,9 @@ from hf_glmd.losses.functional import (
 )
 from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.losses.topk import topk_word_prediction_loss, topk_word_prediction_scores
-from hf_glmd.models.heads import HeadInputs, WordHead, answer_logits, is_masked_lm
-from hf_glmd.training.collators import AnswerCollator, TargetCollator, WordPredictionCollator
+from hf_glmd.models.heads import HeadInputs, WordHead, is_masked_lm
+from hf_glmd.tasks.candidates import QUESTION_COLUMNS, CandidateCollator, candidate_scores
+from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
@@ -59,7 +60,7 @@ class GLMDTrainer(TokenMeanTrainer):
             packed into blocks. For `soft_label`: cloze rows, as `ClozeTask.encode` makes them. Other columns are ignored.
         processing_class: the student's tokenizer.
         vocab_map: the student's vocabulary, as cut from the teacher's. None: both share one.
-        data_collator: default: `WordPredictionCollator` or `AnswerCollator`.
+        data_collator: default: `WordPredictionCollator` or `CandidateCollator`.
         **kwargs: of `transformers.Trainer`.
     Raises: UsageError, the two vocabularies do not fit, or a row or setting makes no sense with the others.
     Source: GLMD, arXiv:2306.06625.
@@ -163,7 +164,7 @@ class GLMDTrainer(TokenMeanTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        ours = ("blank", "candidate_ids", ORIGINAL_IDS)
+        ours = (*QUESTION_COLUMNS, ORIGINAL_IDS)
         self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     # Loss
@@ -271,7 +272,7 @@ class GLMDTrainer(TokenMeanTrainer):
         return words
 
     def _of_candidates(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
-        return answer_logits(logits, inputs["candidate_ids"]) if self.args.objective == "soft_label" else logits
+        return candidate_scores(logits, inputs) if self.args.objective == "soft_label" else logits
 
     def _dense_loss(self, student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
         loss = word_prediction_loss_from_logits if self.args.objective == "word_prediction" else soft_label_loss
@@ -327,10 +328,10 @@ class _EpochOfMasks(TrainerCallback):
 
 def default_collator(
     args: GLMDConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> WordPredictionCollator | TargetCollator | AnswerCollator:
+) -> WordPredictionCollator | TargetCollator | CandidateCollator:
     """The collator that goes with an objective and a kind of model."""
     if args.objective == "soft_label":
-        return AnswerCollator(tokenizer)
+        return CandidateCollator(tokenizer)
     if kind_of(model) == "encoder-decoder":
         return TargetCollator(tokenizer, model.config.decoder_start_token_id, args.seed)
     default = DEFAULT_MASK_SHARE if is_masked_lm(model) else 0.0

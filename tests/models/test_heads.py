@@ -8,7 +8,7 @@ import vocab_helpers
 from torch import nn
 
 from hf_glmd import UsageError
-from hf_glmd.models.heads import HeadInputs, WordHead, answer_logits, evaluating, is_masked_lm, output_embedding
+from hf_glmd.models.heads import HeadInputs, WordHead, evaluating, is_masked_lm, output_embedding
 
 IDS = torch.randint(5, vocab_helpers.V, (3, 7), generator=torch.Generator().manual_seed(0))
 POSITIONS = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -225,9 +225,3 @@ def test_a_model_that_reads_more_than_text_is_refused():
 )
 def test_models_that_fill_blanks_are_known(name, expected):
     assert is_masked_lm(vocab_helpers.tiny_model(name)) is expected
-
-
-def test_missing_candidates_are_ruled_out():
-    logits = torch.arange(8.0).reshape(2, 4)
-    found = answer_logits(logits, torch.tensor([[3, 0], [1, -100]]))
-    assert found.tolist() == [[3.0, 0.0], [5.0, -torch.inf]]

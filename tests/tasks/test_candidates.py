@@ -132,3 +132,16 @@ def test_a_model_without_opinions_prefers_none_of_one_length():
     scores = score_candidates(helpers.logits_at(model), rows, tokenizer, helpers.CPU)
     lengths = [len(ids) for ids in answer_ids(OPTIONS[0], True, tokenizer)]
     np.testing.assert_allclose(scores[0, :3], [-length * np.log(vocab_helpers.V) for length in lengths], rtol=1e-5)
+
+
+def test_single_tokens_of_different_numbers_are_padded():
+    mask = helpers.TOKENIZER.mask_token_id
+    rows = [
+        {"input_ids": [1, mask, 2], "blank": 1, "candidate_ids": [5, 6, 7], "answer": 2},
+        {"input_ids": [1, 9, mask, 2], "blank": 2, "candidate_ids": [8, 9], "answer": 0},
+    ]
+    batch = CandidateCollator(helpers.TOKENIZER)(rows)
+    assert batch["candidate_ids"].tolist() == [[5, 6, 7], [8, 9, -100]]
+    assert batch["candidate_mask"].tolist() == [[True, True, True], [True, True, False]]
+    assert batch["prediction_mask"].nonzero().tolist() == [[0, 1], [1, 2]]
+    assert batch["right"].nonzero().tolist() == [[0, 2], [1, 0]]

@@ -5,7 +5,7 @@ import torch
 import vocab_helpers
 
 from hf_glmd import UsageError
-from hf_glmd.training.collators import AnswerCollator, TargetCollator, WordPredictionCollator
+from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 
 TOKENIZER = vocab_helpers.generic_tokenizer()
 ROWS = [{"input_ids": TOKENIZER(text)["input_ids"], "extra": "x"} for text in vocab_helpers.texts(12)]
@@ -95,14 +95,3 @@ def test_a_tokenizer_without_mask_token_can_only_count_everything():
     with pytest.raises(UsageError, match="no mask token"):
         WordPredictionCollator(causal, "masked")
     assert WordPredictionCollator(causal, "all", 0.0)(ROWS)["prediction_mask"].any()
-
-
-def test_answers_of_different_numbers_are_padded():
-    rows = [
-        {"input_ids": [1, MASK, 2], "blank": 1, "candidate_ids": [5, 6, 7], "answer": 2},
-        {"input_ids": [1, 9, MASK, 2], "blank": 2, "candidate_ids": [8, 9], "answer": 0},
-    ]
-    batch = AnswerCollator(TOKENIZER)(rows)
-    assert batch["candidate_ids"].tolist() == [[5, 6, 7], [8, 9, -100]]
-    assert batch["prediction_mask"].nonzero().tolist() == [[0, 1], [1, 2]]
-    assert batch["answer"].tolist() == [2, 0]

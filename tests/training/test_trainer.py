@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,10 @@ import training_helpers as helpers
 import vocab_helpers
 
 from hf_glmd import ClozeTask, UsageError, VocabMap
-from hf_glmd.losses.reference import dense_word_prediction_loss
+from hf_glmd.losses.reference import dense_soft_label_loss, dense_word_prediction_loss
+from hf_glmd.models.heads import WordHead
+from hf_glmd.tasks.candidates import CandidateCollator, candidate_log_probs
+from hf_glmd.tasks.rewordings import sequences
 from hf_glmd.training.collators import WordPredictionCollator
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import AdaptersOffTeacher, LiveTeacher, TeacherEnsemble
@@ -125,26 +129,55 @@ def _environment() -> dict[str, str]:
 TASK = ClozeTask("verbs", "call {mask} : {text}", {"yes": "walk", "no": "talk", "maybe": "jump"})
 
 
-def questions(labels: list[str] | None) -> datasets.Dataset:
+SPLIT = ClozeTask("verbs", "call {mask} : {text}", {"yes": "walk read", "no": "talk", "maybe": "jump"}, split_verbalizers="score")
+KINDS = pytest.mark.parametrize("task", [TASK, SPLIT], ids=["single tokens", "several tokens"])
+
+
+def questions(task: ClozeTask, labels: list[str] | None) -> datasets.Dataset:
     texts = vocab_helpers.texts(12)
     columns = {"text": texts} | ({"label": labels} if labels else {})
-    return TASK.encode(datasets.Dataset.from_dict(columns), helpers.TOKENIZER, 20, labelled=labels is not None)
+    return task.encode(datasets.Dataset.from_dict(columns), helpers.TOKENIZER, 20, labelled=labels is not None)
 
 
-def test_gold_labels_have_no_influence_on_the_student(tmp_path):
+@KINDS
+@pytest.mark.parametrize("objective", ["soft_label", "word_prediction"])
+def test_gold_labels_have_no_influence_on_the_student(tmp_path, task, objective):
+    """Right, shuffled or missing: the same weights, bit for bit."""
     weights = []
     for labels in (["yes", "no"] * 6, ["maybe", "yes"] * 6, None):
-        rows = questions(labels)
-        weights.append(run(tmp_path, objective="soft_label", train_dataset=rows, eval_dataset=questions(None))[1])
+        rows, held_out = questions(task, labels), questions(task, None)
+        if objective == "word_prediction":
+            rows, held_out = sequences(rows), sequences(held_out)
+        weights.append(run(tmp_path, objective=objective, train_dataset=rows, eval_dataset=held_out)[1])
+    assert not torch.equal(weights[0], torch.cat([p.detach().flatten() for p in helpers.student().parameters()]))
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
 
 
-def test_soft_labels_do_not_depend_on_the_cut(tmp_path):
-    losses = []
+@KINDS
+def test_soft_labels_do_not_depend_on_the_cut(tmp_path, task):
+    losses, means = [], []
     for batch, accumulation in ((6, 1), (2, 3)):
-        logs, _ = run(tmp_path, batch, accumulation, objective="soft_label", train_dataset=questions(None), eval_dataset=None)
+        rows = questions(task, None)
+        settings = {"objective": "soft_label", "train_dataset": rows, "eval_dataset": rows, "per_device_eval_batch_size": batch}
+        logs, _ = run(tmp_path, batch, accumulation, **settings)
         losses.append([log["loss"] for log in logs])
+        means.append(helpers.trainer(tmp_path, **settings).evaluate())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name in ("eval_loss", "eval_kl", "eval_agreement", "eval_teacher_entropy"):
+        assert means[0][name] == pytest.approx(means[1][name], rel=1e-5)
+
+
+def test_the_loss_of_answers_counts_examples_not_predictions(tmp_path):
+    """The mean over the 12 questions, however many tokens their candidates have."""
+    rows = questions(SPLIT, None)
+    logs, _ = run(tmp_path, 12, objective="soft_label", train_dataset=rows, max_steps=1)
+    batch = CandidateCollator(helpers.TOKENIZER)(list(rows))
+    assert batch["prediction_mask"].sum() > 12
+    with torch.no_grad():
+        student, teacher = (
+            candidate_log_probs(partial(WordHead(model).logits, model), batch) for model in (helpers.student(), helpers.teacher())
+        )
+    assert logs[0]["loss"] == pytest.approx(dense_soft_label_loss(student, teacher, 1.0).mean().item(), rel=1e-5)
 
 
 def test_text_is_tokenised_by_itself(tmp_path):
