@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError, nearest
 from hf_glmd.plots import percent, plot_titles
-from hf_glmd.records import ModelFacts, RunRecord, StageRecord
+from hf_glmd.records import ModelFacts, RunRecord, StageRecord, TaskScores, retained_share
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -40,6 +40,8 @@ REMOVED = {
 OBJECTIVES = {"word_prediction": "word prediction", "soft_label": "soft labels", "gold_labels": "gold labels"}
 
 REMOVED_EXAMPLES_SHOWN = 20
+
+SCORED = ("majority", "teacher", "student")
 
 
 def comparison_rows(record: RunRecord) -> list[tuple[str, str, str]]:
@@ -96,10 +98,34 @@ def markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str], align: 
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
+def task_table(tasks: Sequence[TaskScores]) -> str:
+    """One line per task: what the commonest answer scores, the teacher and the student, and their mean below.
+
+    "retained" is the student's share of the teacher's gain over the commonest answer, "-" where the teacher gains nothing.
+    """
+    lines = [
+        (task.name, task.metric, f"{task.count:,}", *_score_cells([task]), duration(task.seconds) if task.seconds else "-")
+        for task in tasks
+    ]
+    total = sum(task.seconds for task in tasks)
+    lines.append(("mean", "", "", *_score_cells(tasks), duration(total) if total else "-"))
+    header = ["task", "metric", "n", "commonest", "teacher", "student", "difference", "retained", "time"]
+    return markdown_table(lines, header, "llrrrrrrr")
+
+
+def _score_cells(tasks: Sequence[TaskScores]) -> list[str]:
+    majority, teacher, student = (sum(getattr(task, who) for task in tasks) / len(tasks) for who in SCORED)
+    retained = retained_share(tasks)
+    shown = [percent(value) for value in (majority, teacher, student)]
+    return [*shown, f"{100 * (student - teacher):+.1f}", "-" if retained is None else f"{retained:.0%}"]
+
+
 def terminal_table(record: RunRecord) -> str:
     """A title, the table of teacher beside student, and where and how long it was measured."""
     title = f"{display_name(record.name)}, distilled from {display_name(record.teacher.name)}"
     table = markdown_table(comparison_rows(record), ["", "teacher", "student"])
+    if record.tasks:
+        table += f"\n\n{task_table(record.tasks)}"
     return f"{title}\n\n{table}\n\nMeasured on {_one_line(record.hardware)}. The run took {duration(record.seconds)}."
 
 

@@ -1,4 +1,4 @@
-"""What a recipe is about: its teacher, corpus and task, each loaded once and checked before anything costs time."""
+"""What a recipe is about: its teacher, corpus and tasks, each loaded once and checked before anything costs time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_glmd.corpora.loading import load_corpus, require_text
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import AUTO_CLASSES, load_config, word_model_class
 from hf_glmd.recipe import Recipe
-from hf_glmd.tasks.cloze import ClozeTask
+from hf_glmd.task_inputs import TaskInputs, first_rows
 from hf_glmd.tokenizer_files import load_tokenizer
 from hf_glmd.training.trainer import MAX_DEFAULT_LENGTH, max_positions
 
@@ -38,11 +38,8 @@ class Inputs:
         return load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
 
     @cached_property
-    def task(self) -> ClozeTask | None:
-        section = self.recipe.task
-        if section is None:
-            return None
-        return ClozeTask(section.name, section.pattern, section.verbalizers, section.label_column, source=section.source)
+    def tasks(self) -> list[TaskInputs]:
+        return [TaskInputs(section, self.recipe, self.state, self) for section in self.recipe.task_sections]
 
     @cached_property
     def corpus(self) -> datasets.DatasetDict:
@@ -54,37 +51,17 @@ class Inputs:
         return corpus
 
     @cached_property
-    def task_data(self) -> datasets.DatasetDict:
-        section = self.recipe.task
-        assert section is not None and self.task is not None
-        with self.state.main_process_first():
-            data = load_corpus(section.data, section.config, self.recipe.seed)
-        for split in (section.train_split, section.test_split):
-            if split not in data:
-                raise UsageError(
-                    f"the data of task {section.name} have the splits {list(data)}, not '{split}'. Name one of them."
-                )
-        train, test = data[section.train_split], data[section.test_split]
-        self.task.check_columns(train, labelled=self.recipe.task_teacher is not None)
-        self.task.check_columns(test, labelled=True)
-        held_out = data["validation"] if section.test_split != "validation" else test
-        return datasets.DatasetDict(
-            train=first_rows(train, section.max_train, self.recipe.seed),
-            validation=held_out,
-            test=first_rows(test, section.max_test, self.recipe.seed),
-        )
-
-    @cached_property
     def max_length(self) -> int:
-        return self.recipe.max_length or self._readable
-
-    @cached_property
-    def task_length(self) -> int:
-        assert self.recipe.task is not None
-        return self.recipe.task.max_length or self._readable
+        return self.recipe.max_length or self.readable
 
     @property
-    def _readable(self) -> int:
+    def causal(self) -> bool:
+        """Whether the teacher predicts the next word rather than a hidden one."""
+        return word_model_class(self.teacher_config) is not AUTO_CLASSES[0]
+
+    @property
+    def readable(self) -> int:
+        """The most token ids that a row has, unless the recipe says otherwise."""
         return min(max_positions(self.teacher_config), self.teacher_tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
 
     @property
@@ -92,21 +69,20 @@ class Inputs:
         return self.recipe.student.num_layers or max(1, self.teacher_config.num_hidden_layers // 2)
 
     def load_data(self) -> None:
-        """Loads corpus and task. Raises: UsageError, one is missing, empty or does not fit."""
+        """Loads corpus and tasks. Raises: UsageError, one is missing, empty or does not fit."""
         self.corpus  # noqa: B018 - a cached property
-        if self.task is not None:
-            self.task_data  # noqa: B018
+        for given in self.tasks:
+            given.data  # noqa: B018
 
     def check_teacher(self) -> None:
         """Raises: UsageError, the teacher is missing, of the wrong kind, or cannot do what the recipe asks of it."""
         recipe = self.recipe
-        masked_lm = AUTO_CLASSES[0]
-        if word_model_class(self.teacher_config) is not masked_lm:
+        if self.causal:
             raise UsageError(
                 f"teacher '{recipe.teacher.model}' is {' / '.join(self.teacher_config.architectures or ['of no class'])}, not a "
                 "masked language model. Recipes need one for now; GLMDTrainer takes causal models too."
             )
-        for name, length in (("max_length", self.max_length), *([("task.max_length", self.task_length)] if recipe.task else [])):
+        for name, length in (("max_length", self.max_length), *(("task.max_length", given.length) for given in self.tasks)):
             if length > max_positions(self.teacher_config):
                 raise UsageError(
                     f"{name}={length} is more than the {max_positions(self.teacher_config)} tokens the teacher can read."
@@ -116,12 +92,5 @@ class Inputs:
             raise UsageError(
                 f"student.num_layers={recipe.student.num_layers}, the teacher has {layers} layers. Use 1 to {layers}."
             )
-        if self.task is not None:
-            self.task.candidate_ids(self.teacher_tokenizer)
-
-
-def first_rows(dataset: datasets.Dataset, count: int | None, seed: int) -> datasets.Dataset:
-    """`count` rows chosen at random, the same ones every time; all rows if there are no more."""
-    if count is None or len(dataset) <= count:
-        return dataset
-    return dataset.shuffle(seed=seed).select(range(count))
+        for given in self.tasks:
+            given.check_tokenizer(self.teacher_tokenizer)

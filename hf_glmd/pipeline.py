@@ -3,8 +3,10 @@ started again at any moment: finished steps are kept, a stage goes on from its l
 
     OUTPUT_DIR/
         run.json        the recipe as it was understood
-        stages/         one folder per step, with its model and, once it is finished, done.json
+        stages/         one folder per step, with its model and, once it is finished, done.json; of a list of tasks in TASK/
         student/        the result: weights, config, tokenizer, vocab_map.safetensors, README.md, plots/
+        students/       of a list of tasks, in TASK/: the student of each, where student/ has read plain text only
+        predictions/    the answers of both models, as the tasks' benchmarks want them; of a list in TASK/
         metrics.json    a `RunRecord`: everything that was measured
         plots/
 """
@@ -17,7 +19,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -39,16 +42,18 @@ from hf_glmd.cards import render_card, terminal_table
 from hf_glmd.corpora.blocks import pack_blocks
 from hf_glmd.errors import UsageError
 from hf_glmd.evaluation import compare_word_predictions, cpu_cores, hardware, model_facts, versions
-from hf_glmd.inputs import Inputs, first_rows
+from hf_glmd.inputs import Inputs
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.models.student import build_student
 from hf_glmd.plots import save_plots
-from hf_glmd.recipe import STAGES, Recipe
+from hf_glmd.recipe import STAGES, TASK_STAGES, Recipe
 from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, WordScores, write_json
 from hf_glmd.shrinker import VocabShrinker
-from hf_glmd.tasks.cloze import answer_key, predict_answers
+from hf_glmd.task_inputs import TaskInputs, first_rows
+from hf_glmd.task_scoring import score_task
+from hf_glmd.tasks.candidates import CandidateCollator
+from hf_glmd.tasks.rewordings import sequences
 from hf_glmd.tokenizer_files import load_tokenizer
-from hf_glmd.training.collators import AnswerCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.gold_answers import GoldAnswerTrainer
 from hf_glmd.training.progress import show_progress
@@ -63,7 +68,17 @@ TITLES = {
     "task_words": "Stage 2: word prediction on task text",
     "task_answers": "Stage 3: the teacher's answers",
 }
-OWNED = ("metrics.json", "student.part", "student", "plots", "stages", "run.json.part", "run.json")
+OWNED = (
+    "metrics.json",
+    "student.part",
+    "student",
+    "students",
+    "predictions",
+    "plots",
+    "stages",
+    "run.json.part",
+    "run.json",
+)
 """What a run writes into its output folder, and all that --overwrite removes: run.json last, for it says whose the rest is."""
 
 VERIFIED_TEXTS = 200
@@ -79,6 +94,9 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
 }
 """Of every stage, unless the recipe says otherwise; shares are of the stage's steps."""
+
+TEACHER_DEFAULTS: dict[str, Any] = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+"""Of the teacher's fine-tuning: its best checkpoint teaches."""
 
 
 def run_recipe(recipe: Recipe, overwrite: bool = False, command: str = "") -> RunRecord:
@@ -128,8 +146,9 @@ class Run:
 
     def check_stages(self) -> None:
         for name in STAGES:
-            if getattr(self.recipe, name) is not None:
-                self.arguments(name)
+            for given in self.given.tasks if name in TASK_STAGES else [None]:
+                if getattr(self.recipe, name) is not None:
+                    self.arguments(name, given)
         if not any(getattr(self.recipe, name) is not None for name in STAGES if name != "task_teacher"):
             raise UsageError(
                 "the recipe has no stage that trains the student. Add a section 'general' or a task with its stages."
@@ -141,8 +160,8 @@ class Run:
         ours = _comparable(self.recipe)
         signs = (
             self.folder.glob("metrics.json"),
-            self.stages.glob("*/done.json"),
-            self.stages.glob("*/checkpoints/checkpoint-*"),
+            self.stages.glob("**/done.json"),
+            self.stages.glob("**/checkpoints/checkpoint-*"),
         )
         begun = any(any(paths) for paths in signs)
         self.state.wait_for_everyone()
@@ -182,19 +201,27 @@ class Run:
             if self.recipe.general is not None:
                 self.train("general", previous)
                 previous = "general"
-            if self.recipe.task_teacher is not None:
-                self.train("task_teacher", None)
-            for name in ("task_words", "task_answers"):
-                if getattr(self.recipe, name) is not None:
-                    self.train(name, previous)
-                    previous = name
+            ends = [self.train_task(given, previous) for given in self.given.tasks]
+            if ends and not self.recipe.tasks:
+                previous = ends[0]
             record = self.evaluate(previous)
-            self.publish(record, previous)
+            self.publish(record, previous, ends)
         self.say("\n" + terminal_table(record))
         self.say(
             f'\nThe student is in {self.folder / "student"}: AutoModelForMaskedLM.from_pretrained("{self.folder / "student"}")'
         )
         return record
+
+    def train_task(self, given: TaskInputs, previous: str) -> str:
+        """The stages of a task from the student that `previous` left, and its scores. Returns: where the last student is."""
+        if self.recipe.task_teacher is not None:
+            self.train("task_teacher", None, given)
+        for name in ("task_words", "task_answers"):
+            if getattr(self.recipe, name) is not None:
+                self.train(name, previous, given)
+                previous = str(Path(given.folder) / name)
+        self.step(str(Path(given.folder) / "scores"), f"Scores{given.label}", lambda folder: self.score(given, previous, folder))
+        return previous
 
     def step(self, name: str, title: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Work that is done once: its folder appears whole, with done.json, or not at all. All processes work, one writes."""
@@ -232,8 +259,10 @@ class Run:
         if section.active:
             vocab = shrinker.shrink(
                 **{k: v for k in ("size", "coverage", "min_count") if (v := getattr(section, k)) is not None},
-                keep=section.keep,
-                keep_texts=self.given.task.keep_texts if self.given.task else (),
+                keep=[
+                    *section.keep,
+                    *(token for given in self.given.tasks for token in given.task.keep_tokens(self.given.teacher_tokenizer)),
+                ],
                 removed=section.removed,
                 multiple_of=section.multiple_of,
             )
@@ -270,24 +299,24 @@ class Run:
         revision = self.recipe.teacher.revision if str(name_or_path) == self.recipe.teacher.model else None
         return load_word_model(name_or_path, dtype=torch.float32, revision=revision)
 
-    def train(self, name: str, previous: str | None) -> None:
+    def train(self, name: str, previous: str | None, given: TaskInputs | None = None) -> None:
         """One training stage, from the student that `previous` left (None: from the teacher, on the task's gold answers)."""
-        folder = self.stages / name
+        folder, title = self.stage_folder(name, given), TITLES[name] + (given.label if given else "")
         if (folder / "done.json").exists():
-            self.say(f"{TITLES[name]}: done earlier")
+            self.say(f"{title}: done earlier")
             return
         checkpoints = folder / "checkpoints"
         with self.state.main_process_first():
             checkpoint = last_complete_checkpoint(checkpoints, remove_others=self.state.is_main_process)
         clock = _Clock(checkpoints / "seconds.json", fresh=checkpoint is None)
-        trainer = self.trainer(name, previous)
+        trainer = self.trainer(name, previous, given)
         trainer.add_callback(clock)
-        show_progress(trainer, TITLES[name])
+        show_progress(trainer, title)
         if checkpoint is not None:
-            self.say(f"{TITLES[name]}: going on from step {checkpoint.name.split('-')[-1]}")
+            self.say(f"{title}: going on from step {checkpoint.name.split('-')[-1]}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.signal.stopped:
-            self.say(f"{TITLES[name]}: stopped at step {trainer.state.global_step}. The same command goes on from there.")
+            self.say(f"{title}: stopped at step {trainer.state.global_step}. The same command goes on from there.")
             raise SystemExit(128 + signal.SIGTERM)
         trainer.save_model(str(folder))
         self.state.wait_for_everyone()
@@ -296,29 +325,35 @@ class Run:
             _remove(checkpoints)
         self.state.wait_for_everyone()
 
-    def trainer(self, name: str, previous: str | None) -> TokenMeanTrainer:
+    def stage_folder(self, name: str, given: TaskInputs | None) -> Path:
+        return self.stages / (given.folder if given else "") / name
+
+    def trainer(self, name: str, previous: str | None, given: TaskInputs | None) -> TokenMeanTrainer:
         """The trainer of a stage, its data included."""
-        args = self.arguments(name)
-        rows = self.recipe.evaluation.curve_rows
-        if name == "general":
+        args, section = self.arguments(name, given), self.recipe.evaluation
+        if given is None:
             train, held_out = self.blocks("train"), self.blocks("validation")
         else:
             tokenizer = self.given.teacher_tokenizer if previous is None else self.tokenizer
-            train, held_out = (self.questions(split, tokenizer, labelled=previous is None) for split in ("train", "validation"))
-        held_out = first_rows(held_out, rows, self.recipe.seed)
-        if previous is None:
-            model = self.load_teacher(self.recipe.teacher.model)
+            train, held_out = (given.questions(split, tokenizer, labelled=previous is None) for split in ("train", "validation"))
+            if name == "task_words":
+                train, held_out = sequences(train), sequences(held_out)
+        # A few rows show how the loss goes; to choose a checkpoint takes more.
+        held_out = first_rows(held_out, section.curve_rows if previous is not None else section.rows, self.recipe.seed)
+        if given is not None and previous is None:
+            patience = given.section.patience
             return GoldAnswerTrainer(
-                model=model,
+                model=self.load_teacher(self.recipe.teacher.model),
                 args=args,
                 train_dataset=train,
                 eval_dataset=held_out,
-                data_collator=AnswerCollator(self.given.teacher_tokenizer),
+                data_collator=CandidateCollator(self.given.teacher_tokenizer),
                 processing_class=self.given.teacher_tokenizer,
+                callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
             )
         return GLMDTrainer(
             model=load_word_model(self.stages / previous, dtype=torch.float32),
-            teacher=LiveTeacher(self.load_teacher(self.teacher_of(name)), self.vocab_map),
+            teacher=LiveTeacher(self.load_teacher(self.teacher_of(given)), self.vocab_map),
             args=args,
             train_dataset=train,
             eval_dataset=held_out,
@@ -326,22 +361,28 @@ class Run:
             vocab_map=self.vocab_map,
         )
 
-    def teacher_of(self, name: str) -> str | Path:
+    def teacher_of(self, given: TaskInputs | None) -> str | Path:
         """The general teacher for plain text; for the task the one that was fine-tuned on it, if there is one."""
-        if name == "general" or self.recipe.task_teacher is None:
+        if given is None or self.recipe.task_teacher is None:
             return self.recipe.teacher.model
-        return self.stages / "task_teacher"
+        return self.stage_folder("task_teacher", given)
 
-    def arguments(self, name: str) -> TrainingArguments:
+    def arguments(self, name: str, given: TaskInputs | None = None) -> TrainingArguments:
         """A stage's section as arguments. Raises: UsageError, a value makes no sense."""
         options = {
             **TRAINING_DEFAULTS,
             "use_cpu": not torch.accelerator.is_available(),
             "dataloader_pin_memory": torch.accelerator.is_available(),
+            **(TEACHER_DEFAULTS if name == "task_teacher" else {}),
             **getattr(self.recipe, name),
-            "output_dir": str(self.stages / name / "checkpoints"),
+            **(given.section.stage(name) if given else {}),
+            "output_dir": str(self.stage_folder(name, given) / "checkpoints"),
             "seed": self.recipe.seed,
         }
+        if options.get("load_best_model_at_end"):
+            # What is found best must have been saved.
+            chosen = getattr(self.recipe, name) | (given.section.stage(name) if given else {})
+            options |= {f"save_{part}": options[f"eval_{part}"] for part in ("strategy", "steps") if f"save_{part}" not in chosen}
         try:
             if name == "task_teacher":
                 return TrainingArguments(**options)
@@ -354,11 +395,6 @@ class Run:
         with self.state.main_process_first():
             section = self.recipe.corpus
             return pack_blocks(self.given.corpus[split], self.tokenizer, self.given.max_length, section.column, section.num_proc)
-
-    def questions(self, split: str, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> datasets.Dataset:
-        assert self.given.task is not None
-        with self.state.main_process_first():
-            return self.given.task.encode(self.given.task_data[split], tokenizer, self.given.task_length, labelled)
 
     # What came out
 
@@ -395,10 +431,10 @@ class Run:
             "words_general": words("general", "after stage 1") if self.recipe.general is not None else None,
             "words_final": words(last, "of the student"),
         }
-        task = self.score_task(last)
+        tasks = [self.task_scores(given) for given in self.given.tasks]
         details = json.loads((self.stages / "student" / "done.json").read_text(encoding="utf-8"))
-        records = [self.stages / name / "done.json" for name in STAGES if getattr(self.recipe, name) is not None]
-        stages = [StageRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in records]
+        listed = self.recipe.tasks is not None
+        stages = self.stage_records(STAGES[:1] if listed else STAGES, None)
         before, after = self.tokens_per_text()
         report = details.get("report", {})
         size = len(self.given.teacher_tokenizer)
@@ -422,7 +458,8 @@ class Run:
                 removed_examples=list(report.get("removed_examples", [])),
             ),
             **scores,
-            task=task,
+            task=None if listed or not tasks else tasks[0],
+            tasks=tasks if listed else [],
             stages=stages,
             corpus=self.corpus_in_words(),
             hardware=hardware(),
@@ -431,35 +468,29 @@ class Run:
             count_ranks=ranks,
             counts_sorted=counts,
             max_tokens=self.given.max_length,
-            seconds=details["seconds"] + sum(stage.seconds for stage in stages) + time.monotonic() - started,
+            seconds=details["seconds"]
+            + sum(part.seconds for part in [*self.stage_records(STAGES[:1], None), *tasks])
+            + (time.monotonic() - started),
         )
 
-    def score_task(self, last: str) -> TaskScores | None:
-        """Both models' answers to the test questions; each reads them with its own tokenizer."""
-        task = self.given.task
-        if task is None:
-            return None
-        teacher = LiveTeacher(self.load_teacher(self.teacher_of("task_answers")).to(self.state.device))
-        student = LiveTeacher(load_word_model(self.stages / last, dtype=torch.float32).to(self.state.device))
-        answers = {}
-        for who, model, tokenizer in (("teacher", teacher, self.given.teacher_tokenizer), ("student", student, self.tokenizer)):
-            questions = self.questions("test", tokenizer, labelled=True)
-            answers[who] = predict_answers(model.logits, questions, tokenizer, self.state.device, desc=f"Answers of the {who}")
-        gold = np.array(questions["answer"])
-        trained = self.given.task_data["train"]
-        if task.label_column in trained.column_names:
-            commonest = np.bincount([task.answer_index[answer_key(label)] for label in trained[task.label_column]]).argmax()
-        else:
-            commonest = np.bincount(gold).argmax()  # the student's data need no labels
-        return TaskScores(
-            name=task.name,
-            metric=task.metric.__name__,
-            count=len(gold),
-            teacher=task.metric(answers["teacher"], gold),
-            student=task.metric(answers["student"], gold),
-            majority=task.metric(np.full_like(gold, commonest), gold),
-            agreement=float(np.mean(answers["teacher"] == answers["student"])),
-        )
+    def stage_records(self, names: Sequence[str], given: TaskInputs | None) -> list[StageRecord]:
+        """What the finished stages of those names left in their done.json."""
+        files = [self.stage_folder(name, given) / "done.json" for name in names if getattr(self.recipe, name) is not None]
+        return [StageRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+    def task_scores(self, given: TaskInputs) -> TaskScores:
+        found = json.loads((self.stage_folder("scores", given) / "done.json").read_text(encoding="utf-8"))
+        return TaskScores(**found)
+
+    def score(self, given: TaskInputs, last: str, folder: Path) -> dict[str, Any]:
+        """Both models' answers to a task, in `folder`, and what they score."""
+        started, device = time.monotonic(), self.state.device
+        teacher = LiveTeacher(self.load_teacher(self.teacher_of(given)).to(device))
+        student = LiveTeacher(load_word_model(self.stages / last, dtype=torch.float32).to(device))
+        models = {"teacher": (teacher, self.given.teacher_tokenizer), "student": (student, self.tokenizer)}
+        scores = score_task(given, models, device, folder)
+        scores.seconds = sum(stage.seconds for stage in self.stage_records(TASK_STAGES, given)) + time.monotonic() - started
+        return dataclasses.asdict(scores)
 
     def tokens_per_text(self) -> tuple[float, float]:
         """Mean tokens per held-out text with the teacher's and with the student's tokenizer, specials left out."""
@@ -475,17 +506,12 @@ class Run:
         what = "docstrings of installed libraries" if name == "docstrings" else name
         return f"{what}, {len(self.given.corpus['train']):,} texts"
 
-    def publish(self, record: RunRecord, last: str) -> None:
-        """Writes student/, plots/ and, as the last of all, metrics.json."""
+    def publish(self, record: RunRecord, last: str, ends: Sequence[str]) -> None:
+        """Writes student/, plots/, predictions/, students/ and, as the last of all, metrics.json."""
         if self.state.is_main_process:
             unfinished, folder = self.folder / "student.part", self.folder / "student"
             _remove(unfinished)
-            model = load_word_model(self.stages / last, dtype=torch.float32)
-            # As the teacher is stored, so that the sizes compare.
-            model.to(self.given.teacher_config.dtype or torch.float32).save_pretrained(unfinished)
-            self.tokenizer.save_pretrained(unfinished)
-            if self.vocab_map is not None:
-                self.vocab_map.save(unfinished)
+            self.save_student(last, unfinished)
             for facts, path in ((record.student, unfinished), (record.teacher, Path(self.recipe.teacher.model))):
                 files = list(path.glob("*.safetensors")) if path.is_dir() else []
                 facts.file_bytes = sum(file.stat().st_size for file in files if file.name != "vocab_map.safetensors")
@@ -497,8 +523,25 @@ class Run:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
             _remove(folder)
             os.replace(unfinished, folder)
+            _remove(self.folder / "students")
+            _remove(self.folder / "predictions")
+            for given, end in zip(self.given.tasks, ends, strict=True):
+                if given.folder:
+                    self.save_student(end, self.folder / "students" / given.folder)
+                for who in ("teacher", "student"):
+                    written = self.folder / "predictions" / given.folder / who
+                    shutil.copytree(self.stage_folder("scores", given) / who, written)
             record.save(self.folder / "metrics.json")
         self.state.wait_for_everyone()
+
+    def save_student(self, stage: str, folder: Path) -> None:
+        """The student of a stage with its tokenizer."""
+        model = load_word_model(self.stages / stage, dtype=torch.float32)
+        # As the teacher is stored, so that the sizes compare.
+        model.to(self.given.teacher_config.dtype or torch.float32).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.vocab_map is not None:
+            self.vocab_map.save(folder)
 
     def say(self, text: str) -> None:
         if self.state.is_main_process:

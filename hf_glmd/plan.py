@@ -37,7 +37,7 @@ def print_plan(recipe: Recipe) -> None:
         notes.append(f"teacher '{recipe.teacher.model}': on the Hub, which cannot be reached from here")
     for what, name, look in (
         ("corpus", recipe.corpus.name, lambda: run.given.corpus),
-        *([("task", f"{recipe.task.name} ({recipe.task.data})", lambda: run.given.task_data)] if recipe.task else []),
+        *(("task", f"{given.section.name} ({given.section.data})", lambda given=given: given.data) for given in run.given.tasks),
     ):
         try:
             rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glmd.errors import UsageError
-from hf_glmd.records import RunRecord, StageRecord, VocabFacts
+from hf_glmd.records import RunRecord, StageRecord, VocabFacts, retained_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,14 +32,15 @@ def save_plots(record: RunRecord, directory: str | Path) -> list[Path]:
     - long_tail: how often each token was counted, commonest first, and where the vocabulary was cut.
     - parameters: of embeddings and body, teacher beside student.
     - kl_over_steps: KL to the teacher on held-out rows, one panel per stage that has a curve; none has one, no such plot.
+    - tasks: what teacher, student and the commonest answer score, of a list of tasks.
 
     Args:
         directory: made if it is not there; older plots in it are replaced.
     Returns: paths of the PNGs and CSVs, in the order of `plot_titles`.
     Raises: UsageError, matplotlib is not installed.
     """
-    draw = {"long_tail": _draw_long_tail, "parameters": _draw_parameters, "kl_over_steps": _draw_kl}
-    tables = {"long_tail": _long_tail_table, "parameters": _parameter_table, "kl_over_steps": _kl_table}
+    draw = {"long_tail": _draw_long_tail, "parameters": _draw_parameters, "kl_over_steps": _draw_kl, "tasks": _draw_tasks}
+    tables = {"long_tail": _long_tail_table, "parameters": _parameter_table, "kl_over_steps": _kl_table, "tasks": _task_table}
     _figure_class()  # before any file is written
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -88,6 +89,14 @@ def plot_titles(record: RunRecord) -> dict[str, str]:
         change = "falls" if first.kl[-1] < first.kl[0] else "rises" if first.kl[-1] > first.kl[0] else "goes"
         titles["kl_over_steps"] = (
             f"KL to the teacher {change} from {first.kl[0]:.2f} to {first.kl[-1]:.2f} nats in {first.steps_evaluated[-1]:,} steps"
+        )
+    if record.tasks:
+        retained, count = retained_share(record.tasks), len(record.tasks)
+        where = f"on {count} tasks" if count > 1 else f"on {record.tasks[0].name}"
+        titles["tasks"] = (
+            f"The teacher gains nothing over the commonest answer {where}"
+            if retained is None
+            else f"The student keeps {retained:.0%} of the teacher's gain over the commonest answer {where}"
         )
     return titles
 
@@ -301,6 +310,37 @@ def _draw_kl(record: RunRecord, title: str) -> Figure:
     return figure
 
 
+def _draw_tasks(record: RunRecord, title: str) -> Figure:
+    figure, [panel] = _figure("\n".join(textwrap.wrap(title, 62)), 7.2, 1.5 + 0.62 * len(record.tasks))
+    lowest = min(0.0, *(100 * score for task in record.tasks for score in (task.teacher, task.student, task.majority)))
+    for place, task in enumerate(record.tasks):
+        for offset, score, color, label in (
+            (-0.19, 100 * task.teacher, BLUE, "teacher"),
+            (0.19, 100 * task.student, ORANGE, "student"),
+        ):
+            panel.barh(place + offset, score, height=0.36, color=color, label=label if place == 0 else None)
+            beside = max(score, 0) + 1
+            if score - 1 < 100 * task.majority < score + 8:  # the line would cross the figure
+                beside = 100 * task.majority + 1
+            panel.text(beside, place + offset, f"{score:.1f}", va="center", color=color, fontsize=9, fontweight="bold")
+        majority, label = 100 * task.majority, "always the commonest answer" if place == 0 else None
+        # White below, so that the line is seen on both bars.
+        panel.vlines(majority, place - 0.42, place + 0.42, color=PAGE, linewidth=4)
+        panel.vlines(majority, place - 0.42, place + 0.42, color=INK, linewidth=1.8, linestyle=(0, (2, 1)), label=label)
+    names = [f"{task.name}\n{task.metric.replace('_', ' ')}" for task in record.tasks]
+    panel.set_yticks(range(len(record.tasks)), names, fontsize=9)
+    panel.set_ylim(len(record.tasks) - 0.5, -0.5)
+    panel.set_xlim(lowest * 1.08, 108)
+    panel.set_xlabel("score (%)", color=INK, fontsize=10)
+    panel.tick_params(axis="y", length=0)
+    panel.grid(True, axis="x", color="#EEEEEE", linewidth=0.8)
+    panel.set_axisbelow(True)
+    legend = panel.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3, frameon=False, fontsize=10, handlelength=1.2)
+    for text in legend.get_texts():
+        text.set_color(INK)
+    return figure
+
+
 def _spread(places: Sequence[float], gap: float) -> list[float]:
     """The sorted places, moved up where needed so that neighbours are `gap` apart."""
     spread: list[float] = []
@@ -337,6 +377,14 @@ def _parameter_table(record: RunRecord) -> list[Sequence]:
     models = (("teacher", record.teacher), ("student", record.student))
     rows = [(name, model.embedding_parameters, model.body_parameters, model.parameters) for name, model in models]
     return [("model", "embedding_parameters", "body_parameters", "parameters"), *rows]
+
+
+def _task_table(record: RunRecord) -> list[Sequence]:
+    rows: list[Sequence] = [("task", "metric", "count", "majority", "teacher", "student", "difference", "retained")]
+    for task in record.tasks:
+        scores = (task.majority, task.teacher, task.student, task.student - task.teacher)
+        rows.append((task.name, task.metric, task.count, *scores, "" if task.retained is None else task.retained))
+    return rows
 
 
 def _kl_table(record: RunRecord) -> list[Sequence]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import yaml
 
 from hf_glmd.errors import UsageError, nearest
 
-STAGES = ("general", "task_teacher", "task_words", "task_answers")
+TASK_STAGES = ("task_teacher", "task_words", "task_answers")
+STAGES = ("general", *TASK_STAGES)
 """The training stages in their order; each is a section of the file."""
 
 
@@ -79,18 +83,54 @@ class StudentSection:
 
 @dataclass
 class TaskSection:
-    name: str = _help("What tables call the task.")
-    pattern: str = _help("Text with one {mask} and the columns it reads, e.g. 'from {mask} : {text}'.")
-    verbalizers: dict[str, str] = _help("Answer, as it stands in the data -> the one word that stands for it.")
-    data: str = _help("'docstrings', a data set on the Hub, or a folder with train/validation/test files.", "docstrings")
+    name: str = _help("What tables call the task; without a pattern one of those that come along, e.g. boolq, cb or sst2.", "")
+    pattern: str | list[str] | None = _help(
+        "Text with one {mask} and the columns it reads, e.g. 'from {mask} : {text}'; or several that ask the same.", None
+    )
+    verbalizers: dict[str, str] | None = _help("Answer, as it stands in the data -> the words that stand for it.", None)
+    candidates: str | list[str] | None = _help(
+        "Instead of verbalizers: the columns that hold one candidate each, or one column that holds a list of them.", None
+    )
+    candidate_answers: list[str] | None = _help(
+        "What the label column says when the first, the second, ... candidate is right. Unset: 0, 1, ...; of a list, its text.",
+        None,
+    )
+    metric: str | None = _help("What is scored, e.g. accuracy, accuracy_and_f1, macro_f1. Unset: accuracy.", None)
+    split_verbalizers: str | None = _help(
+        "'refuse' verbalizers of several tokens, or 'score' all of their tokens. Unset: refuse; tasks that come along: score.",
+        None,
+    )
+    length_normalised: bool | None = _help("Score candidates by the mean over their tokens. Unset: by the total.", None)
+    pattern_number: int | None = _help("Which pattern to use, from 0. null: train on all, and average their answers.", 0)
+    data: str = _help(
+        "'docstrings', a data set on the Hub, or a folder with train/validation/test files (or of a benchmark's archive).",
+        "docstrings",
+    )
     config: str | None = _help("Configuration of a data set on the Hub.", None)
-    label_column: str = _help("Column of the gold answers: for the teacher and for scoring, never for the student.", "label")
+    test_data: str | None = _help("Where the test split is, if not in data.", None)
+    label_column: str | None = _help(
+        "Column of the gold answers: for the teacher and for scoring, never for the student. Unset: label.", None
+    )
     train_split: str = _help("Split to train on.", "train")
     test_split: str = _help("Split to score on; it needs gold answers.", "test")
+    predict_splits: list[str] = _help("More splits, possibly without gold answers, to write predictions for.", factory=list)
     max_length: int | None = _help("Token ids per example. Unset: what the teacher can read, at most 512.", None)
     max_train: int | None = _help("Use only that many training examples.", None)
     max_test: int | None = _help("Score only that many test examples.", None)
-    source: str = _help("Where pattern and words come from.", "")
+    patience: int | None = _help(
+        "Stop the teacher's fine-tuning after so many evaluations without a better one. Unset: the best one counts, at the end.",
+        None,
+    )
+    teacher: dict[str, Any] = _help(
+        "What differs from the section task_teacher for this task, e.g. {num_train_epochs: 20}.", factory=dict
+    )
+    words: dict[str, Any] = _help("What differs from the section task_words for this task.", factory=dict)
+    answers: dict[str, Any] = _help("What differs from the section task_answers for this task.", factory=dict)
+    source: str | None = _help("Where pattern and words come from.", None)
+
+    def stage(self, stage: str) -> dict[str, Any]:
+        """What differs for this task in a stage, e.g. "task_words"."""
+        return getattr(self, stage.removeprefix("task_")) if stage != "general" else {}
 
 
 @dataclass
@@ -115,6 +155,9 @@ class Recipe:
     threads: int | None = _help("Threads of each process on a CPU. Unset: the cores, shared among the processes.", None)
     general: dict[str, Any] | None = _help("Stage 1, word prediction on plain text: any field of GLMDConfig.", None)
     task: TaskSection | None = _help("", None)
+    tasks: list[str | dict[str, Any]] | None = _help(
+        "Several tasks, one student each from the same stage 1: names, or sections like 'task', which says what they share.", None
+    )
     task_teacher: dict[str, Any] | None = _help(
         "Fine-tuning of the teacher with gold answers: any field of TrainingArguments.", None
     )
@@ -123,28 +166,63 @@ class Recipe:
     evaluation: EvaluationSection = _help("", factory=EvaluationSection)
 
     def __post_init__(self) -> None:
-        from transformers import TrainingArguments
-
-        from hf_glmd.training.config import GLMDConfig
-
         if self.student.init not in ("teacher", "random"):
             raise UsageError(f"student.init='{self.student.init}' is unknown. Use 'teacher' or 'random'.")
         for stage in STAGES:
             options = getattr(self, stage)
-            # The teacher's fine-tuning is no distillation: it has a temperature as little as a teacher.
-            arguments = TrainingArguments if stage == "task_teacher" else GLMDConfig
-            hints = typing.get_type_hints(arguments)
             if options is None:
                 continue
-            if stage != "general" and self.task is None:
+            if stage != "general" and self.task is None and self.tasks is None:
                 raise UsageError(f"section '{stage}' needs a section 'task'. Add it, or leave '{stage}' out.")
-            for name, value in options.items():
-                if name not in hints or name in RESERVED:
-                    why = RESERVED.get(
-                        name, f"is not a field of {arguments.__name__}. {nearest(name, set(hints) - set(RESERVED))}"
-                    )
-                    raise UsageError(f"{stage}.{name} {why}")
-                options[name] = _converted(value, hints[name], f"{stage}.{name}")
+            _check_stage(options, stage, stage)
+        for number, section in enumerate(self.task_sections):
+            for stage in TASK_STAGES:
+                part = stage.removeprefix("task_")
+                where = f"task.{part}" if self.tasks is None else f"tasks[{number}].{part}"
+                if section.stage(stage) and getattr(self, stage) is None:
+                    raise UsageError(f"{where} says what differs from a section '{stage}', and there is none. Add it.")
+                _check_stage(section.stage(stage), stage, where)
+
+    @cached_property
+    def task_sections(self) -> list[TaskSection]:
+        """The tasks: those of the list, completed by what they share, or the one that there is.
+
+        Raises: UsageError, one has no name, two have the same, or a key or value is wrong.
+        """
+        shared = dataclasses.asdict(self.task) if self.task is not None else {}
+        if self.tasks is None:
+            entries, wheres = ([{}] if shared else []), ["task"]
+        else:
+            entries = [{"name": entry} if isinstance(entry, str) else entry for entry in self.tasks]
+            wheres = [f"tasks[{number}]" for number in range(len(entries))]
+        sections = [
+            _build(TaskSection, copy.deepcopy(shared | entry), where) for entry, where in zip(entries, wheres, strict=False)
+        ]
+        for section, where in zip(sections, wheres, strict=False):
+            if not section.name:
+                raise UsageError(f"{where}.name is missing. {TaskSection.__dataclass_fields__['name'].metadata['help']}")
+            if self.tasks is not None and not re.fullmatch(r"[\w-][\w.-]*", section.name):
+                raise UsageError(f"{where}.name='{section.name}' cannot name a folder. Use letters, digits, - and _.")
+            # Folders of some file systems do not tell capitals apart.
+            if sum(other.name.lower() == section.name.lower() for other in sections) > 1:
+                raise UsageError(f"two tasks are called '{section.name}'. Give each a name of its own.")
+        return sections
+
+
+def _check_stage(options: dict[str, Any], stage: str, where: str) -> None:
+    """Converts the values in place. Raises: UsageError, one is not what the stage takes."""
+    from transformers import TrainingArguments
+
+    from hf_glmd.training.config import GLMDConfig
+
+    # The teacher's fine-tuning is no distillation: it has a temperature as little as a teacher.
+    arguments = TrainingArguments if stage == "task_teacher" else GLMDConfig
+    hints = typing.get_type_hints(arguments)
+    for name, value in options.items():
+        if name not in hints or name in RESERVED:
+            why = RESERVED.get(name, f"is not a field of {arguments.__name__}. {nearest(name, set(hints) - set(RESERVED))}")
+            raise UsageError(f"{where}.{name} {why}")
+        options[name] = _converted(value, hints[name], f"{where}.{name}")
 
 
 RESERVED = {

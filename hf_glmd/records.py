@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,10 @@ class TaskScores:
     Attributes:
         name, metric: e.g. "docstring_library", "accuracy".
         count: examples scored.
-        teacher, student: scores in [0, 1].
+        teacher, student: scores in [0, 1]; a correlation in [-1, 1].
         majority: score of always answering the commonest answer of the training split.
         agreement: share of examples where both give the same answer.
+        seconds: of the task's stages and its scoring.
     """
 
     name: str
@@ -80,6 +82,18 @@ class TaskScores:
     student: float
     majority: float
     agreement: float
+    seconds: float = field(default=0.0, compare=False)  # two equal runs take different times
+
+    @property
+    def retained(self) -> float | None:
+        """The student's share of the teacher's gain over the commonest answer; None where the teacher gains nothing."""
+        return retained_share([self])
+
+
+def retained_share(tasks: Sequence[TaskScores]) -> float | None:
+    """Of several tasks together: the sum of the student's gains over the commonest answer by the sum of the teacher's."""
+    gain = sum(task.teacher - task.majority for task in tasks)
+    return sum(task.student - task.majority for task in tasks) / gain if gain > 0 else None
 
 
 @dataclass
@@ -139,7 +153,8 @@ class RunRecord:
         words_start: the student before any training, beside the teacher, on held-out text.
         words_general: after stage 1. None: the stage was skipped.
         words_final: the published student, beside the same (general) teacher.
-        task: None where a run has no task.
+        task: None where a run has no task, or a list of them.
+        tasks: of a list; each student comes from the published one, which has read plain text only.
         corpus, hardware, command: in words.
         versions: library -> version.
         counts_sorted: counted occurrences of tokens, commonest first, thinned to at most 512 ranks; `count_ranks` are theirs.
@@ -163,6 +178,7 @@ class RunRecord:
     counts_sorted: list[int]
     max_tokens: int
     seconds: float
+    tasks: list[TaskScores] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         write_json(path, dataclasses.asdict(self))
@@ -183,6 +199,7 @@ class RunRecord:
             if data[key] is not None:
                 data[key] = part(**data[key])
         data["stages"] = [StageRecord(**stage) for stage in data["stages"]]
+        data["tasks"] = [TaskScores(**task) for task in data.get("tasks", [])]
         return cls(**data)
 
 

@@ -264,7 +264,7 @@ def bad_yaml(tmp_path, text):
         (["--student.num_layers", "9"], "student.num_layers=9, the teacher has 4 layers"),
         (["--max_length", "99"], "max_length=99 is more than the 40 tokens the teacher can read"),
         (["--task.verbalizers.yes", "zebra"], "verbalizer 'zebra' of answer 'yes' in task verbs is not a single token"),
-        (["--task.label_column", "gold"], "no gold answers in a column 'gold', only the columns ['text', 'label']"),
+        (["--task.label_column", "gold"], "no gold answers in a column 'gold'"),
         (["--task.test_split", "dev"], "not 'dev'"),
         (["--corpus.name", "nothing.txt"], "corpus 'nothing.txt' cannot be loaded"),
         (["--corpus.column", "body"], "not 'body'"),

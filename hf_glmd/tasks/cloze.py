@@ -135,6 +135,17 @@ class ClozeTask:
             raise UsageError(f"task {self.name} has no pattern {number}. Use 0 to {len(self.patterns) - 1}.")
         return dataclasses.replace(self, pattern=self.patterns[number].text)
 
+    def changed(self, **fields: Any) -> ClozeTask:
+        """The same task with other values of some attributes.
+
+        Raises: UsageError, the parts do not make a task.
+        """
+        if fields.get("verbalizers"):
+            fields = {"candidates": None, "candidate_answers": ()} | fields
+        elif fields.get("candidates"):
+            fields = {"verbalizers": {}, "candidate_answers": ()} | fields
+        return dataclasses.replace(self, **fields)
+
     def usable_patterns(self, causal: bool) -> list[int]:
         """The numbers of the patterns that suit a kind of model: all, or those whose blank is behind all columns."""
         return [number for number, pattern in enumerate(self.patterns) if pattern.blank_last or not causal]

@@ -26,12 +26,18 @@ def chosen_patterns(task: ClozeTask, number: int | None, causal: bool) -> list[i
 
 
 def encode_reworded(
-    task: ClozeTask, data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, patterns: list[int], **options: Any
+    task: ClozeTask,
+    data: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    patterns: list[int],
+    **options: Any,
 ) -> list[datasets.Dataset]:
     """`ClozeTask.encode` once for each pattern, with the same columns: where one wording needs several tokens, all say so."""
     parts = [task.encode(data, tokenizer, max_length, pattern=number, **options) for number in patterns]
-    if any("sequence" in part.column_names for part in parts):
-        parts = [part if "sequence" in part.column_names else part.map(_general, desc="Like the other wordings") for part in parts]
+    several = ["sequence" in part.column_names for part in parts]
+    if any(several):
+        parts = [part if plain else part.map(_general) for part, plain in zip(parts, several, strict=True)]
     return parts
 
 

@@ -1,0 +1,58 @@
+"""A task's score of teacher and student, and their predictions as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hf_glmd.records import TaskScores
+from hf_glmd.task_inputs import TaskInputs
+from hf_glmd.tasks.cloze import ClozeTask
+from hf_glmd.tasks.rewordings import choose_answers
+from hf_glmd.tasks.submission import write_predictions
+from hf_glmd.training.teachers import LiveTeacher
+
+
+def score_task(
+    given: TaskInputs,
+    models: dict[str, tuple[LiveTeacher, PreTrainedTokenizerBase]],
+    device: torch.device,
+    folder: Path,
+) -> TaskScores:
+    """Asks both models the test questions; each reads them with its own tokenizer.
+
+    Args:
+        models: "teacher" and "student".
+        folder: gets one folder for each of the two, with files in the format of the task's benchmark.
+    """
+    task, data = given.task, given.data
+    splits = {"test": given.section.test_split} | {f"predict_{split}": split for split in given.section.predict_splits}
+    answers = {}
+    for who, (model, tokenizer) in models.items():
+        for split, name in splits.items():
+            parts = given.wordings(split, tokenizer, labelled=False)
+            chosen = choose_answers(model.logits, parts, tokenizer, device, desc=f"Answers of the {who}{given.label}")
+            answers.setdefault(who, chosen)  # of the split that is scored, which comes first
+            if given.state.is_main_process:
+                write_predictions(task, data[split], chosen, folder / who, name)
+    test = data["test"]
+    guess = np.full(len(test), _commonest(task, data))
+    return TaskScores(
+        name=task.name,
+        metric=task.metric_name,
+        count=len(test),
+        teacher=task.score(test, answers["teacher"])["score"],
+        student=task.score(test, answers["student"])["score"],
+        majority=task.score(test, guess)["score"],
+        agreement=float(np.mean(answers["teacher"] == answers["student"])),
+    )
+
+
+def _commonest(task: ClozeTask, data: datasets.DatasetDict) -> int:
+    train = data["train"]
+    known = task.label_column in train.column_names and None not in train[task.label_column][:]
+    return task.commonest_answer(train if known else data["test"])  # the student's data need no labels
