@@ -15,6 +15,7 @@ from hf_glmd.recipe import Recipe, TaskSection
 from hf_glmd.tasks.catalogue import task_by_name
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.loading import load_task_data
+from hf_glmd.tasks.questions import QuestionWriter
 from hf_glmd.tasks.rewordings import chosen_patterns, encode_reworded
 
 HELD_OUT_SHARE, HELD_OUT_ROWS = 0.1, 1000
@@ -87,7 +88,8 @@ class TaskInputs:
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises: UsageError, the task cannot be asked with this tokenizer."""
         self.task.check_tokenizer(tokenizer, causal=self.teacher.causal)
-        self.patterns  # noqa: B018 - a cached property
+        for number in self.patterns:  # each makes sure that it leaves room for text
+            QuestionWriter(self.task.patterns[number], tokenizer, self.length, self.teacher.causal, self.task.name)
 
     @cached_property
     def data(self) -> datasets.DatasetDict:

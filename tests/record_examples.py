@@ -11,6 +11,14 @@ VOCABULARY, SMALL_VOCABULARY = 8191, 4093  # primes
 ODD_TOKENS = ["|", "`", "``", "##ing", "a|b", "*", "_x_", "<b>", "[y](z)", "\\", "\\|", "\n", " ", "語", "{{ 7 * 7 }}", "---"]
 
 
+TASK_LIST = [
+    TaskScores("boolq", "accuracy", 3_270, teacher=0.712, student=0.695, majority=0.622, agreement=0.91, seconds=127.0),
+    TaskScores("cb", "accuracy_and_macro_f1", 56, teacher=0.812, student=0.8123, majority=0.333, agreement=0.89, seconds=31.0),
+    TaskScores("cola", "matthews_correlation", 1_043, teacher=0.41, student=-0.02, majority=0.0, agreement=0.83, seconds=43.0),
+    TaskScores("wsc", "accuracy", 104, teacher=0.61, student=0.62, majority=0.635, agreement=0.71, seconds=11.0),
+]
+
+
 def example_record(**changes: Any) -> RunRecord:
     """`changes` replace fields of the record."""
     ranks = sorted({round(1.018**power) for power in range(506)} | {SMALL_VOCABULARY})

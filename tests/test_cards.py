@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from huggingface_hub import ModelCard
-from record_examples import ODD_TOKENS, example_record
+from record_examples import ODD_TOKENS, TASK_LIST, example_record
 
 from hf_glmd.cards import (
     PAPER_URL,
@@ -292,3 +292,11 @@ def test_importing_cards_loads_no_heavy_library():
         "import sys, hf_glmd.cards; print([m for m in ('torch', 'huggingface_hub', 'jinja2', 'matplotlib') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_table_of_tasks_has_their_scores_and_the_mean():
+    printed = terminal_table(example_record(task=None, tasks=TASK_LIST))
+    table = tables(printed)[-1]
+    assert table[2] == ["boolq", "accuracy", "3,270", "62.2%", "71.2%", "69.5%", "-1.7", "81%", "2.1 min"]
+    assert table[5][6:] == ["+1.0", "-", "11 s"]
+    assert table[6] == ["mean", "", "", "39.8%", "63.6%", "52.7%", "-10.9", "54%", "3.5 min"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from record_examples import example_record
+from record_examples import TASK_LIST, example_record
 
 from hf_glmd.errors import UsageError
 from hf_glmd.plots import (
@@ -17,6 +17,7 @@ from hf_glmd.plots import (
     _draw_kl,
     _draw_long_tail,
     _draw_parameters,
+    _draw_tasks,
     _spread,
     draw_long_tail,
     percent,
@@ -244,3 +245,29 @@ def test_missing_matplotlib_is_named_with_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"pip install hf_glmd\[plots\]"):
         save_plots(example_record(), tmp_path / "plots")
     assert not (tmp_path / "plots").exists()
+
+
+def test_the_bars_of_tasks_are_their_scores(tmp_path):
+    record = example_record(task=None, tasks=TASK_LIST)
+    [panel] = _draw_tasks(record, "t").axes
+    widths = [bar.get_width() for bar in panel.patches]
+    assert widths == pytest.approx([100 * score for task in TASK_LIST for score in (task.teacher, task.student)])
+    assert panel.get_xlim()[0] < -2, "a negative correlation is seen"
+    assert [label.get_text().split("\n")[0] for label in panel.get_yticklabels()] == [task.name for task in TASK_LIST]
+    assert [text.get_text() for text in panel.get_legend().get_texts()].count("teacher") == 1
+    assert plot_titles(record)["tasks"].startswith("The student keeps 54% of the teacher's gain")
+    save_plots(record, tmp_path)
+    header, *rows = read_csv(tmp_path / "tasks.csv")
+    assert header[:3] == ["task", "metric", "count"] and [row[0] for row in rows] == [task.name for task in TASK_LIST]
+    assert float(rows[0][5]) == 0.695 and rows[3][7] == ""
+
+
+def test_figures_beside_bars_are_not_crossed_by_the_line():
+    [panel] = _draw_tasks(example_record(task=None, tasks=TASK_LIST), "t").axes
+    texts = {text.get_text(): text.get_position()[0] for text in panel.texts}
+    assert texts["61.0"] > 63.5 and texts["62.0"] > 63.5 and texts["71.2"] == pytest.approx(72.2)
+
+
+def test_a_teacher_that_gains_nothing_is_said_so():
+    record = example_record(task=None, tasks=TASK_LIST[3:])
+    assert plot_titles(record)["tasks"] == "The teacher gains nothing over the commonest answer on wsc"

@@ -22,7 +22,9 @@ def write_inputs(folder):
     answers = ("entailment", "contradiction", "neutral")
     for split, size in (("train", 30), ("val", 13), ("test", 7)):
         (folder / "CB").mkdir(exist_ok=True)
-        rows = [{"premise": texts[n][:6], "hypothesis": texts[n + 50][:6], "label": answers[n % 3], "idx": n} for n in range(size)]
+        rows = [
+            {"premise": texts[n][:6], "hypothesis": texts[n + 50][:6], "label": answers[n % 3], "idx": n} for n in range(size)
+        ]
         for row in rows if split == "test" else ():
             del row["label"]
         (folder / "CB" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

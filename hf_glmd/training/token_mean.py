@@ -51,6 +51,11 @@ class TokenMeanTrainer(Trainer):
             self.model._is_accelerate_prepared = False
         return super()._prepare_for_training(*args, **kwargs)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())  # saved once, under the other name
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         """Counted positions of the whole global batch: of all accumulation steps and all processes."""
         if not batch_samples:
