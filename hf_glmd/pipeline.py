@@ -335,7 +335,9 @@ class Run:
             train, held_out = self.blocks("train"), self.blocks("validation")
         else:
             tokenizer = self.given.teacher_tokenizer if previous is None else self.tokenizer
-            train, held_out = (given.questions(split, tokenizer, labelled=previous is None) for split in ("train", "validation"))
+            taught = previous is None
+            splits = ("train" if taught else "student", "validation")
+            train, held_out = (given.questions(split, tokenizer, labelled=taught) for split in splits)
             if name == "task_words":
                 train, held_out = sequences(train), sequences(held_out)
         # A few rows show how the loss goes; to choose a checkpoint takes more.

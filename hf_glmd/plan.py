@@ -40,7 +40,7 @@ def print_plan(recipe: Recipe) -> None:
         *(("task", f"{given.section.name} ({given.section.data})", lambda given=given: given.data) for given in run.given.tasks),
     ):
         try:
-            rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items())
+            rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items() if split != "student")
             plan.append((what, f"{name}: {rows}"))
         except UsageError as error:
             if not _is_unreachable(error):

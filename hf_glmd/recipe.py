@@ -108,6 +108,10 @@ class TaskSection:
     )
     config: str | None = _help("Configuration of a data set on the Hub.", None)
     test_data: str | None = _help("Where the test split is, if not in data.", None)
+    unlabelled: str | None = _help(
+        "More examples for the student, whose gold answers, if any, are not read: a file, a folder or a data set.",
+        None,
+    )
     label_column: str | None = _help(
         "Column of the gold answers: for the teacher and for scoring, never for the student. Unset: label.", None
     )

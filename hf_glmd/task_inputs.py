@@ -93,7 +93,7 @@ class TaskInputs:
 
     @cached_property
     def data(self) -> datasets.DatasetDict:
-        """`train`, `validation` (to choose checkpoints by), `test` (to score), and `predict_splits`.
+        """`train`, `validation` (to choose checkpoints by), `test` (to score), `student` (no gold answers), and `predict_splits`.
 
         Raises: UsageError, a split or column is missing, or the gold answers where they are needed.
         """
@@ -111,12 +111,23 @@ class TaskInputs:
         more = {split: self._split(scored, split) for split in section.predict_splits}
         for part in more.values():
             self.task.check_columns(part, labelled=False)
+        train = first_rows(train, section.max_train, self.seed)
         return datasets.DatasetDict(
-            train=first_rows(train, section.max_train, self.seed),
+            train=train,
+            student=self._student_examples(train),
             validation=held_out,
             test=first_rows(test, section.max_test, self.seed),
             **{f"predict_{split}": part for split, part in more.items()},
         )
+
+    def _student_examples(self, train: datasets.Dataset) -> datasets.Dataset:
+        """The training examples and the unlabelled ones, without gold answers."""
+        parts = [train]
+        if self.section.unlabelled is not None:
+            parts += self._load(self.section.unlabelled).values()
+        for part in parts:
+            self.task.check_columns(part, labelled=False)
+        return datasets.concatenate_datasets([part.select_columns(self.task.columns) for part in parts])
 
     def _load(self, source: str) -> datasets.DatasetDict:
         with self.state.main_process_first():  # the others read what it cached

@@ -2,6 +2,7 @@
 
 import pytest
 import recipe_helpers
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +55,47 @@ def test_overrides_come_in_both_spellings(pairs, equals):
     words = [word for key, value in pairs for word in ([f"--{key}={value}"] if equals else [f"--{key}", str(value)])]
     if equals or all(value >= 0 for _, value in pairs):
         assert _parse_overrides(words) == pairs
+
+
+def write_tasks(path, tasks, **sections):
+    shared = {"output_dir": "x", "teacher": {"model": "m"}, "task": {"max_length": 64}, "task_words": {}}
+    path.write_text(yaml.safe_dump({**shared, **sections, "tasks": tasks}))
+    return path
+
+
+def test_a_list_of_tasks_shares_a_section(tmp_path):
+    recipe = load_recipe(
+        write_tasks(tmp_path / "r.yaml", ["cb", {"name": "rte", "max_length": 32, "words": {"learning_rate": "1e-3"}}])
+    )
+    cb, rte = recipe.task_sections
+    assert (cb.name, cb.max_length, cb.words) == ("cb", 64, {})
+    assert (rte.name, rte.max_length, rte.stage("task_words")) == ("rte", 32, {"learning_rate": 0.001})
+    assert rte.pattern is None and rte.pattern_number == 0
+
+
+def test_tasks_of_the_command_line_replace_the_list(tmp_path):
+    recipe = load_recipe(write_tasks(tmp_path / "r.yaml", ["cb"]), ["--tasks", "[rte, wic]", "--task.max_length", "48"])
+    assert [(section.name, section.max_length) for section in recipe.task_sections] == [("rte", 48), ("wic", 48)]
+
+
+def test_a_task_needs_a_name_and_its_stages(tmp_path):
+    with pytest.raises(UsageError, match="task.name is missing"):
+        load_recipe(write_tasks(tmp_path / "r.yaml", None))
+    with pytest.raises(
+        UsageError, match=r"tasks\[0\].answers says what differs from a section 'task_answers', and there is none"
+    ):
+        load_recipe(write_tasks(tmp_path / "r.yaml", [{"name": "cb", "answers": {"max_steps": 3}}]))
+
+
+def test_several_patterns_and_candidates(tmp_path):
+    section = {
+        "name": "own",
+        "pattern": ["{text} {mask}", "{mask}: {text}"],
+        "candidates": ["one", "two"],
+        "pattern_number": None,
+    }
+    (found,) = load_recipe(write_tasks(tmp_path / "r.yaml", [section])).task_sections
+    assert found.pattern == section["pattern"] and found.candidates == ["one", "two"] and found.pattern_number is None
 
 
 def test_a_section_cannot_hang_on_a_value():

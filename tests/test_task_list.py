@@ -6,9 +6,12 @@ import pytest
 import recipe_helpers
 import vocab_helpers
 import yaml
+from accelerate import PartialState
 
 from hf_glmd.cli import run_recipe_command
+from hf_glmd.inputs import Inputs
 from hf_glmd.models.loading import load_word_model
+from hf_glmd.recipe import load_recipe
 from hf_glmd.records import RunRecord
 from hf_glmd.tokenizer_files import load_tokenizer
 
@@ -54,6 +57,39 @@ def write_inputs(folder):
         **{name: stage for name in ("general", *STAGES)},
         evaluation={"rows": 16, "curve_rows": 8, "speed_batch_sizes": [1], "speed_length": 16},
     )
+
+
+def task_inputs(tmp_path, **section):
+    recipe = load_recipe(write_inputs(tmp_path), [])
+    recipe.tasks = [{"name": "cb", **section}]
+    del recipe.task_sections
+    return Inputs(recipe, PartialState(cpu=True)).tasks[0]
+
+
+def test_the_student_reads_unlabelled_examples_too(tmp_path):
+    row = {"premise": "walk", "hypothesis": "talk", "label": "nonsense", "idx": 0}
+    (tmp_path / "more.jsonl").write_text(3 * (json.dumps(row) + "\n"))
+    given = task_inputs(tmp_path, unlabelled=str(tmp_path / "more.jsonl"))
+    assert len(given.data["train"]) == 27 and len(given.data["student"]) == 30
+    assert given.data["student"].column_names == ["premise", "hypothesis"]
+    assert given.data["student"]["premise"][27:] == ["walk"] * 3
+
+
+def test_the_best_checkpoint_is_not_chosen_by_what_is_scored(tmp_path):
+    data = task_inputs(tmp_path).data
+    numbers = {split: set(data[split]["idx"][:]) for split in ("train", "validation")}
+    assert len(data["validation"]) == 3 and not numbers["train"] & numbers["validation"]
+    assert numbers["train"] | numbers["validation"] == set(range(30))
+    data = task_inputs(tmp_path, test_data=str(tmp_path / "CB" / "val.jsonl")).data  # scored on another file
+    assert len(data["train"]) == 30 and len(data["validation"]) == len(data["test"]) == 13
+
+
+def test_a_task_that_comes_along_can_be_changed(tmp_path):
+    task = task_inputs(tmp_path, metric="accuracy", length_normalised=True).task
+    assert task.metric_name == "accuracy" and task.length_normalised and len(task.patterns) == 3
+    (tmp_path / "other").mkdir()
+    changed = task_inputs(tmp_path / "other", verbalizers={"entailment": "a", "contradiction": "b", "neutral": "c"}).task
+    assert list(changed.verbalizers.values()) == ["a", "b", "c"] and changed.official is not None
 
 
 @pytest.fixture(scope="module")
