@@ -152,6 +152,19 @@ class WordHead:
             logits = logits.index_select(-1, rows.token_ids.to(logits.device))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def loss_of_logits(
+        self, model: nn.Module, inputs: Mapping[str, Any], loss: Callable[[Tensor], Tensor], positions: Tensor | None = None
+    ) -> Tensor:
+        """A scalar that is made of the logits while the model runs, and becomes its output: so DDP, which takes parameters that
+        the output does not depend on for unused, knows that they are used.
+
+        Args:
+            loss: logits [N, K] -> scalar. The others as of `collect`.
+        """
+        if self.fallback is None:
+            return self.collect(model, inputs, lambda head: loss(head.logits()), positions)
+        return loss(self.logits(model, inputs, positions))
+
     # How it is found out
 
     def _run(self, model: nn.Module, inputs: Mapping[str, Any], at_head: Callable[[Tensor], Any]) -> Any:

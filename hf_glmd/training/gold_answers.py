@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_glmd.models.heads import WordHead
-from hf_glmd.tasks.candidates import QUESTION_COLUMNS, candidate_log_probs, gold_answer_loss
-from hf_glmd.training.token_mean import TokenMeanTrainer
+from hf_glmd.tasks.candidates import QUESTION_COLUMNS, candidate_log_probs, candidate_scores, gold_answer_loss
+from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
 
 
 class GoldAnswerTrainer(TokenMeanTrainer):
@@ -24,19 +24,20 @@ class GoldAnswerTrainer(TokenMeanTrainer):
         super().__init__(model, *args, **kwargs)
 
     def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        return gold_answer_loss(self._scores(model, inputs), inputs["right"]).sum()
+        def loss(logits: Tensor) -> Tensor:
+            return gold_answer_loss(candidate_scores(logits, inputs), inputs["right"]).sum()
+
+        with self.accelerator.autocast():
+            return self.head.loss_of_logits(model, model_inputs(inputs), loss, inputs["prediction_mask"])
 
     def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        scores, right = self._scores(model, inputs), inputs["right"]
+        with self.accelerator.autocast():
+            scores = candidate_log_probs(partial(self.head.logits, model), inputs)
+        right = inputs["right"]
         return {
             "loss": gold_answer_loss(scores, right),
             "accuracy": right.gather(1, scores.argmax(-1, keepdim=True))[:, 0].float(),
         }
-
-    def _scores(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Log-probabilities [B, C] of the candidates."""
-        with self.accelerator.autocast():
-            return candidate_log_probs(partial(self.head.logits, model), inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

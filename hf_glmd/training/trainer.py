@@ -197,8 +197,14 @@ class GLMDTrainer(TokenMeanTrainer):
                     inputs["prediction_mask"],
                 )
         else:
-            student = self._student_logits(model, inputs)
-            loss = self._dense_loss(student, self._teacher_logits(inputs, self.args.temperature), reduction="sum")
+            teacher = self._teacher_logits(inputs, self.args.temperature)
+            with self.accelerator.autocast():
+                loss = self.head.loss_of_logits(
+                    model,
+                    model_inputs(inputs),
+                    lambda logits: self._dense_loss(self._of_candidates(logits, inputs), teacher, reduction="sum"),
+                    inputs["prediction_mask"],
+                )
         self._refuse_non_finite_teacher(loss.detach(), inputs)
         return loss
 
