@@ -245,7 +245,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: words of the command line, `--vocab.size 0.25` or `--vocab.size=0.25`; values are YAML.
     Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
     """
-    data = _read_yaml(path)
+    data = read_yaml(path)
     for key, value in _parse_overrides(overrides):
         _set(data, key, value)
     return _build(Recipe, data, "")
@@ -260,7 +260,7 @@ def build_section(section: type[Section], path: str | Path | None = None, values
         values: name of a field -> its value, or a text that can be read as one.
     Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
     """
-    return _build(section, (_read_yaml(path) if path is not None else {}) | dict(values or {}), "")
+    return _build(section, (read_yaml(path) if path is not None else {}) | dict(values or {}), "")
 
 
 def options_help() -> str:
@@ -276,7 +276,7 @@ def options_help() -> str:
     return "\n".join(lines)
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
