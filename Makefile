@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # traceback away when the recipe has already said in one line what is wrong.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format docs clean
 
 demo: $(VENV)/installed
 	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)
@@ -24,6 +24,9 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/make_api.py
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

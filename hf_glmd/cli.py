@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
     _add_distill(commands, sys.argv[1:] if argv is None else argv)
+    _add_completion(commands, parser)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.run is _distill:
         arguments.overrides = rest
@@ -92,6 +93,25 @@ def _distill(arguments: argparse.Namespace) -> int | None:
     words = ["distill", "--config", arguments.config, *(["--overwrite"] if arguments.overwrite else [])]
     words += ["--dry-run"] if arguments.dry_run else []
     return launch([*words, *arguments.overrides], arguments.accelerate, arguments.processes)
+
+
+def _add_completion(commands: Any, program: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print what makes a shell complete commands and options",
+        epilog="Example: hf-glmd completion bash > ~/.local/share/bash-completion/completions/hf-glmd",
+        allow_abbrev=False,
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(run=lambda arguments: _complete(program, arguments.shell))
+
+
+def _complete(program: argparse.ArgumentParser, shell: str) -> None:
+    try:
+        import shtab
+    except ImportError as error:
+        raise UsageError("completion needs the package shtab. Install it: pip install shtab") from error
+    _say(shtab.complete(program, shell))
 
 
 def run_recipe_command(argv: Sequence[str] | None = None) -> int:
