@@ -6,12 +6,13 @@ from functools import cached_property
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_glmd.corpora.loading import load_corpus, require_text
 from hf_glmd.errors import UsageError
-from hf_glmd.models.loading import AUTO_CLASSES, load_config, word_model_class
+from hf_glmd.models.loading import AUTO_CLASSES, load_config, load_word_model, word_model_class
 from hf_glmd.recipe import Recipe
 from hf_glmd.task_inputs import TaskInputs, first_rows
 from hf_glmd.tokenizer_files import load_tokenizer
@@ -36,6 +37,10 @@ class Inputs:
     @cached_property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
+
+    def load_teacher(self) -> PreTrainedModel:
+        """The teacher of plain text, in fp32: it is run under autocast where a stage asks for less."""
+        return load_word_model(self.recipe.teacher.model, dtype=torch.float32, revision=self.recipe.teacher.revision)
 
     @cached_property
     def tasks(self) -> list[TaskInputs]:

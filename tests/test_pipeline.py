@@ -10,8 +10,8 @@ import recipe_helpers
 import yaml
 
 from hf_glmd.cli import run_recipe_command
-from hf_glmd.pipeline import last_complete_checkpoint
 from hf_glmd.records import RunRecord
+from hf_glmd.run_folder import last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")
