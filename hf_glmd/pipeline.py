@@ -14,6 +14,7 @@ from hf_glmd.cards import terminal_table
 from hf_glmd.evaluation import cpu_cores
 from hf_glmd.first_student import make_first_student
 from hf_glmd.inputs import Inputs
+from hf_glmd.models.loading import word_model_class
 from hf_glmd.recipe import Recipe
 from hf_glmd.records import RunRecord
 from hf_glmd.results import Results
@@ -90,7 +91,8 @@ class Run:
             self.results.publish(record, previous, ends)
         self.place.say("\n" + terminal_table(record))
         student = self.place.path / "student"
-        self.place.say(f'\nThe student is in {student}: AutoModelForMaskedLM.from_pretrained("{student}")')
+        loader = word_model_class(self.given.teacher_config).__name__
+        self.place.say(f'\nThe student is in {student}: {loader}.from_pretrained("{student}")')
         return record
 
     def train_task(self, given: TaskInputs, previous: str) -> str:

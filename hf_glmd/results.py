@@ -44,9 +44,11 @@ class Results:
         self.place.say("Scoring")
         teacher = LiveTeacher(self.given.load_teacher().to(self.state.device), self.steps.vocab_map)
 
+        kind = "next" if self.given.causal else "masked"
+
         def words(stage: str, when: str) -> WordScores:
             student = load_word_model(self.place.stages / stage, dtype=torch.float32).to(self.state.device)
-            return compare_word_predictions(student, teacher, self.steps.tokenizer, rows, desc=f"Scoring masked words {when}")
+            return compare_word_predictions(student, teacher, self.steps.tokenizer, rows, desc=f"Scoring {kind} words {when}")
 
         scores = {
             "words_start": words("student", "before training"),
@@ -90,6 +92,7 @@ class Results:
             count_ranks=ranks,
             counts_sorted=counts,
             max_tokens=self.given.max_length,
+            kind=self.given.kind,
             seconds=details["seconds"]
             + sum(part.seconds for part in [*self.steps.records(STAGES[:1], None), *tasks])
             + (time.monotonic() - started),
@@ -136,7 +139,8 @@ class Results:
             save_plots(record, unfinished / "plots")
             remove(self.place.path / "plots")
             shutil.copytree(unfinished / "plots", self.place.path / "plots")
-            card = render_card(record, folder=str(folder), base_model=self.recipe.teacher.model)
+            options = {"pipeline_tag": "text-generation", "example": "The list of"} if self.given.causal else {}
+            card = render_card(record, folder=str(folder), base_model=self.recipe.teacher.model, **options)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
             remove(folder)
             os.replace(unfinished, folder)
