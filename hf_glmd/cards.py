@@ -59,7 +59,11 @@ def comparison_rows(record: RunRecord) -> list[tuple[str, str, str]]:
         _count_row("- of the body", teacher.body_parameters, student.body_parameters),
         ("weights file", _file_size(teacher), f"{_file_size(student)} {_share_of(student.file_bytes, teacher.file_bytes)}"),
         *_speed_rows(teacher, student),
-        (f"masked-word accuracy (n={words.positions:,})", percent(words.teacher_accuracy), percent(words.accuracy)),
+        (
+            f"{record.words_scored}-word accuracy (n={words.positions:,})",
+            percent(words.teacher_accuracy),
+            percent(words.accuracy),
+        ),
     ]
     if _known(words.kl):
         labels, scores = _over_time(record)
@@ -387,11 +391,11 @@ def _eval_results(record: RunRecord, datasets: Sequence[str] | None) -> list[Eva
 
     results = [
         EvalResult(
-            task_type="fill-mask",
+            task_type="fill-mask" if record.words_scored == "masked" else "text-generation",
             dataset_type=datasets[0] if datasets else _slug(record.corpus),
             dataset_name=_one_line(record.corpus),
             metric_type="accuracy",
-            metric_name="masked-word accuracy",
+            metric_name=f"{record.words_scored}-word accuracy",
             metric_value=round(record.words_final.accuracy, 4),
         )
     ]

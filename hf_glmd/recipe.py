@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -101,7 +101,11 @@ class TaskSection:
         None,
     )
     length_normalised: bool | None = _help("Score candidates by the mean over their tokens. Unset: by the total.", None)
-    pattern_number: int | None = _help("Which pattern to use, from 0. null: train on all, and average their answers.", 0)
+    pattern_number: int | Literal["first"] | None = _help(
+        "Which pattern to use, from 0. first: the first one that suits the kind of model. null: train on all, and average their "
+        "answers.",
+        "first",
+    )
     data: str = _help(
         "'docstrings', a data set on the Hub, or a folder with train/validation/test files (or of a benchmark's archive).",
         "docstrings",

@@ -45,7 +45,7 @@ class ModelFacts:
 
 @dataclass
 class WordScores:
-    """Word prediction at masked positions of held-out text.
+    """Word prediction at some positions of held-out text, masked ones or, of causal models, from what stands before them.
 
     Attributes:
         positions: how many were scored.
@@ -159,6 +159,7 @@ class RunRecord:
         versions: library -> version.
         counts_sorted: counted occurrences of tokens, commonest first, thinned to at most 512 ranks; `count_ranks` are theirs.
         max_tokens: longest input of the student.
+        kind: what both models are: "masked language model" or "causal language model".
     """
 
     name: str
@@ -179,6 +180,12 @@ class RunRecord:
     max_tokens: int
     seconds: float
     tasks: list[TaskScores] = field(default_factory=list)
+    kind: str = "masked language model"
+
+    @property
+    def words_scored(self) -> str:
+        """Which words its scores are about: "masked" or "next"."""
+        return "masked" if self.kind.startswith("masked") else "next"
 
     def save(self, path: str | Path) -> None:
         write_json(path, dataclasses.asdict(self))
