@@ -1,8 +1,8 @@
-"""What lies beside the weights and the tokenizer of a checkpoint and holds nothing of its vocabulary: it goes along when that is cut.
+"""What lies beside weights and tokenizer of a checkpoint and holds nothing of its vocabulary: it goes along when that is cut.
 
 Carried along are the modules of a sentence-transformers repository, the settings of image, audio and video processors, and the
-terms of the licence. `generation_config.json` and chat templates are written by model and tokenizer. Left behind are copies of the
-weights in other formats, which have the old vocabulary, and the model card, which tells of another model.
+terms of the licence. `generation_config.json` and chat templates are written by model and tokenizer. Left behind are copies of
+the weights in other formats, which have the old vocabulary, and the model card, which tells of another model.
 """
 
 from __future__ import annotations
@@ -75,16 +75,15 @@ class CarriedFiles:
 def find_carried_files(model: str | PathLike[str], revision: str | None = None) -> CarriedFiles:
     """What is to be carried along from a folder or from a model on the Hub.
 
-    Raises: UsageError, a module of sentence-transformers has an entry per token, lies outside of the folder, or is missing; or the
-        Hub cannot be asked.
+    Raises: UsageError, a module of sentence-transformers has an entry per token or lies outside of the folder, their list is
+        damaged, or the Hub cannot be asked.
     """
     root = _folder(model, revision, _TOP_LEVEL)
     names = {path.name for pattern in _TOP_LEVEL for path in root.glob(pattern) if path.is_file()}
     if _MODULES not in names:
         return CarriedFiles(root, tuple(sorted(names)))
-    modules = {
-        entry["path"]: entry["type"].rpartition(".")[2] for entry in _json(root / _MODULES) if entry["path"] not in ("", ".")
-    }
+    listed = {entry["path"]: entry["type"].rpartition(".")[2] for entry in _json(root / _MODULES)}
+    modules = {path: kind for path, kind in listed.items() if path not in ("", ".")}  # the model itself is at the top
     for path, kind in modules.items():
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise UsageError(f"'{model}': {_MODULES} names '{path}', outside of the repository: put the module inside.")

@@ -131,8 +131,8 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
     """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map and report.
 
     The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
-    at all. What else of the checkpoint is still true goes along, see `hf_glmd.carried_files`: of a sentence-transformers repository
-    all modules do, and the tokens of its prompts stay.
+    at all. What else of the checkpoint is still true goes along, see `hf_glmd.carried_files`: of a repository of
+    sentence-transformers all modules do, and the tokens of its prompts stay.
 
     Args:
         options: see there.

@@ -99,6 +99,7 @@ def masked(folder: Path) -> Pair:
 def causal(folder: Path) -> Pair:
     tokenizer = vocab_helpers.fast_tokenizer("bpe bytes", pad_token="[UNK]", eos_token="[SEP]", model_max_length=40)
     settings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
+    settings |= {"hidden_size": 64, "head_dim": 32, "intermediate_size": 64}  # what 4-bit kernels take
     return shrunk(folder, "llama", tokenizer, 307, **settings)
 
 

@@ -28,7 +28,7 @@ def with_modules(folder: Path) -> None:
 def test_embeddings(tmp_path, tool):
     tool(
         "sentence-transformers",
-        "`SentenceTransformer` of a shrunk repository: modules, prompts, embeddings of text of kept tokens",
+        "shrunk `SentenceTransformer`: modules, prompts, embeddings of text of kept tokens",
     )
     from sentence_transformers import SentenceTransformer
 
@@ -50,7 +50,7 @@ def test_embeddings(tmp_path, tool):
 def test_embeddings_with_one_entry_per_token(tmp_path, tool):
     tool(
         "sentence-transformers",
-        "`SparseEncoder` (SPLADE) of a shrunk repository: entries of the kept tokens, text of kept tokens",
+        "shrunk `SparseEncoder` (SPLADE): entries of the kept tokens, for text of kept tokens",
     )
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder import modules
@@ -71,7 +71,7 @@ def test_embeddings_with_one_entry_per_token(tmp_path, tool):
 
 
 def test_cross_encoder(tmp_path, tool):
-    tool("sentence-transformers", "`CrossEncoder` of a shrunk repository: scores of pairs of kept tokens")
+    tool("sentence-transformers", "shrunk `CrossEncoder`: scores of pairs of texts of kept tokens")
     from sentence_transformers import CrossEncoder
 
     def as_cross_encoder(folder: Path) -> None:
