@@ -100,6 +100,7 @@ class ShrinkResult:
     output: str
     vocabulary: VocabReport
     verified: VerifyReport
+    carried: list[str]
 
     def table(self) -> str:
         """Before and after, for people."""
@@ -120,14 +121,18 @@ class ShrinkResult:
             ("text covered by its tokens", "100%", percent(report.coverage)),
             ("tokens per text", "1.000x", f"{report.length_ratio:.3f}x"),
         ]
-        return f"{markdown_table(rows, ['', 'before', 'after'], 'lrr')}\n\n{self.verified.summary()}\nWritten to {self.output}"
+        lines = [markdown_table(rows, ["", "before", "after"], "lrr"), "", self.verified.summary()]
+        if self.carried:
+            lines.append(f"Carried along: {', '.join(self.carried)}.")
+        return "\n".join([*lines, f"Written to {self.output}"])
 
 
 def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkResult:
     """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map and report.
 
     The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
-    at all.
+    at all. What else of the checkpoint is still true goes along, see `hf_glmd.carried_files`: of a repository of
+    sentence-transformers all modules do, and the tokens of its prompts stay.
 
     Args:
         options: see there.
@@ -135,6 +140,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
     Raises: UsageError, something is missing or does not fit. RuntimeError, the verification found a difference, which is a bug.
     """
     # Loaded here, for `hf-glmd shrink --help` reads the options above and needs none of it.
+    from hf_glmd.carried_files import REPLACED_FILES, find_carried_files
     from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
     from hf_glmd.models.loading import load_checkpoint, load_config
     from hf_glmd.tokenizer_files import STALE_FILES, load_tokenizer
@@ -142,6 +148,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
 
     _check_output(Path(options.output), options.overwrite)
     load_config(options.model, options.revision)  # a wrong name is found before an hour of counting
+    carried = find_carried_files(options.model, options.revision)
     tokenizer = load_tokenizer(options.model, options.revision)
     shrinker = _counted(options, tokenizer, progress)
     model = load_checkpoint(options.model, revision=options.revision)
@@ -150,7 +157,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
         coverage=options.coverage,
         min_count=options.min_count,
         keep=options.keep,
-        keep_texts=_texts_of(options.keep_texts, options.column),
+        keep_texts=[*_texts_of(options.keep_texts, options.column), *carried.prompts],
         removed=options.removed,
         similarity=options.similarity,
         embeddings=model.get_input_embeddings().weight if options.removed == "nearest" else None,
@@ -161,11 +168,13 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
     )
     verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
     small = vocab.resize(model)
-    with written_whole(options.output, stale=(*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER)) as folder:
+    stale = (*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER, *REPLACED_FILES)
+    with written_whole(options.output, stale) as folder:
         small.save_pretrained(folder)
         vocab.save_pretrained(folder)
         vocab.save_report(folder)
-    return ShrinkResult(options.output, vocab.report, verified)
+        carried.copy_to(folder, vocab.report.size)
+    return ShrinkResult(options.output, vocab.report, verified, list(carried.names))
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
