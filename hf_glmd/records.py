@@ -129,6 +129,9 @@ class StageRecord:
         positions: "all" or "masked"; None for answers.
         steps, seconds, batch_size, learning_rate: as run; `batch_size` over all processes and accumulation steps.
         steps_evaluated, kl, agreement: the curve on held-out rows, KL at temperature 1 in nats; empty for gold labels.
+        accuracy: instead of KL and agreement, for gold labels.
+        steps_logged, loss: the training loss as it was logged.
+        tokens: read in training, padding left out; 0: not counted.
     """
 
     name: str
@@ -143,6 +146,10 @@ class StageRecord:
     steps_evaluated: list[int] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    steps_logged: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    tokens: int = 0
 
 
 @dataclass
