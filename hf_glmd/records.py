@@ -63,6 +63,42 @@ class WordScores:
 
 
 @dataclass
+class WordSample:
+    """One word of held-out text, and what both models took for likely.
+
+    Attributes:
+        before, behind: the text around it; nothing behind it for models that read from left to right.
+        hidden: what stands there.
+        teacher, student: (token, probability), likeliest first, among the student's tokens.
+    """
+
+    before: str
+    behind: str
+    hidden: str
+    teacher: list[tuple[str, float]]
+    student: list[tuple[str, float]]
+
+    def __post_init__(self) -> None:
+        self.teacher, self.student = ([tuple(guess) for guess in guesses] for guesses in (self.teacher, self.student))
+
+
+@dataclass
+class AnswerSample:
+    """One question of a task, and what both models answered.
+
+    Attributes:
+        question: the pattern filled in, long columns shortened, `___` for the blank.
+        right: as the data say; None: they do not.
+        teacher, student: their answers.
+    """
+
+    question: str
+    right: str | None
+    teacher: str
+    student: str
+
+
+@dataclass
 class TaskScores:
     """A task's score on its test split.
 
@@ -73,6 +109,7 @@ class TaskScores:
         majority: score of always answering the commonest answer of the training split.
         agreement: share of examples where both give the same answer.
         seconds: of the task's stages and its scoring.
+        samples: some questions with both answers.
     """
 
     name: str
@@ -83,6 +120,10 @@ class TaskScores:
     majority: float
     agreement: float
     seconds: float = field(default=0.0, compare=False)  # two equal runs take different times
+    samples: list[AnswerSample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.samples = [AnswerSample(**sample) if isinstance(sample, dict) else sample for sample in self.samples]
 
     @property
     def retained(self) -> float | None:
@@ -166,6 +207,7 @@ class RunRecord:
         versions: library -> version.
         counts_sorted: counted occurrences of tokens, commonest first, thinned to at most 512 ranks; `count_ranks` are theirs.
         max_tokens: longest input of the student.
+        samples: some words of held-out text with what both models took for likely.
     """
 
     name: str
@@ -186,6 +228,7 @@ class RunRecord:
     max_tokens: int
     seconds: float
     tasks: list[TaskScores] = field(default_factory=list)
+    samples: list[WordSample] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
         write_json(path, dataclasses.asdict(self))
@@ -207,6 +250,7 @@ class RunRecord:
                 data[key] = part(**data[key])
         data["stages"] = [StageRecord(**stage) for stage in data["stages"]]
         data["tasks"] = [TaskScores(**task) for task in data.get("tasks", [])]
+        data["samples"] = [WordSample(**sample) for sample in data.get("samples", [])]
         return cls(**data)
 
 

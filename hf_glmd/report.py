@@ -91,7 +91,9 @@ def render_report(facts: FolderFacts) -> str:
         cache=_cache_rows(facts.cache) if facts.cache else [],
         made_from=[(name, _plain(value)) for name, value in facts.cache.made_from.items()] if facts.cache else [],
         recipe=yaml.safe_dump(_without_unset(facts.recipe), sort_keys=False, allow_unicode=True) if facts.recipe else "",
+        question_samples=[(task.name, task.samples) for task in facts.tasks if task.samples],
         how=_how_rows(run) if run else [],
+        command=run.command.replace(" --", " \\\n  --") if run else "",
         paper_url=PAPER_URL,
     )
 
@@ -220,9 +222,9 @@ def _mean(tasks: Sequence[TaskScores]) -> dict[str, str]:
 def _score_cells(tasks: Sequence[TaskScores]) -> dict[str, str]:
     means = {who: sum(getattr(task, who) for task in tasks) / len(tasks) for who in ("majority", "teacher", "student")}
     retained = retained_share(tasks)
-    cells = {who: percent(value) for who, value in means.items()}
-    difference = f"{100 * (means['student'] - means['teacher']):+.1f}".replace("-", "−")
-    return cells | {"difference": difference, "retained": "-" if retained is None else f"{retained:.0%}"}
+    cells = {who: percent(value).replace("-", "−") for who, value in means.items()}
+    cells["difference"] = f"{100 * (means['student'] - means['teacher']):+.1f}".replace("-", "−")
+    return cells | {"retained": "-" if retained is None else f"{retained:.0%}".replace("-", "−")}
 
 
 LABELS = {
@@ -396,7 +398,7 @@ def _how_rows(run: RunRecord) -> list[tuple[str, str]]:
         ("corpus", run.corpus),
         ("longest input", f"{run.max_tokens:,} tokens"),
         ("hardware", run.hardware),
-        ("time", f"{duration(run.seconds)} ({run.seconds:,.0f} s)"),
+        ("time", duration(run.seconds) + (f" ({run.seconds:,.0f} s)" if run.seconds >= 90 else "")),
         ("versions", ", ".join(f"{library} {version}" for library, version in run.versions.items())),
     ]
 
