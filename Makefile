@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # traceback away when the recipe has already said in one line what is wrong.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-slow test-interop lint format docs clean
+.PHONY: demo test test-slow test-interop test-browser lint format docs clean
 
 demo: $(VENV)/installed
 	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
     _add_distill(commands, sys.argv[1:] if argv is None else argv)
+    _add_report(commands)
     _add_completion(commands, parser)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.run is _distill:
@@ -112,6 +113,30 @@ def _complete(program: argparse.ArgumentParser, shell: str) -> None:
     except ImportError as error:
         raise UsageError("completion needs the package shtab. Install it: pip install shtab") from error
     _say(shtab.complete(program, shell))
+def _add_report(commands: Any) -> None:
+    from hf_glmd.report_options import ReportOptions
+
+    parser = commands.add_parser(
+        "report",
+        help="show everything about a folder on one page",
+        description="Writes report.html: size, speed, scores, curves, what was cut, settings. The page needs no network.",
+        epilog="Example: hf-glmd report runs/quickstart",
+        allow_abbrev=False,
+    )
+    _add_fields(parser, ReportOptions, positional=("directory",))
+    parser.add_argument("--json", action="store_true", help="print what the page is made from as JSON, and write no page")
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from hf_glmd.report import report_data, write_report
+    from hf_glmd.report_options import ReportOptions
+
+    options = ReportOptions(**_given(arguments, ReportOptions))
+    if arguments.json:
+        _say(report_data(options.directory))
+    else:
+        _say(f"Written to {write_report(options.directory, options.output)}")
 
 
 def run_recipe_command(argv: Sequence[str] | None = None) -> int:
