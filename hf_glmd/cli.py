@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
     _add_distill(commands, sys.argv[1:] if argv is None else argv)
+    _add_evaluate(commands)
     _add_report(commands)
     _add_completion(commands, parser)
     arguments, rest = parser.parse_known_args(argv)
@@ -113,6 +114,31 @@ def _complete(program: argparse.ArgumentParser, shell: str) -> None:
     except ImportError as error:
         raise UsageError("completion needs the package shtab. Install it: pip install shtab") from error
     _say(shtab.complete(program, shell))
+
+
+def _add_evaluate(commands: Any) -> None:
+    from hf_glmd.evaluating import EvaluateOptions
+
+    parser = commands.add_parser(
+        "evaluate",
+        help="score a model, beside its teacher, on text and tasks",
+        description="Words of held-out text and cloze questions of tasks, asked of a model and of the one it was made from; size "
+        "and speed of both.",
+        epilog="Example: hf-glmd evaluate runs/quickstart/student --teacher recipes/quickstart_teacher --text held_out.txt",
+        allow_abbrev=False,
+    )
+    _add_fields(parser, EvaluateOptions, positional=("model",))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from hf_glmd.evaluating import EvaluateOptions, evaluate_checkpoint
+    from hf_glmd.recipe import build_section
+
+    _quiet_libraries()
+    scores = evaluate_checkpoint(build_section(EvaluateOptions, values=_given(arguments, EvaluateOptions)))
+    _say(json.dumps(dataclasses.asdict(scores), indent=1) if arguments.json else scores.table())
 
 
 def _add_report(commands: Any) -> None:
