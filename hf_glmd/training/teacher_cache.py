@@ -105,6 +105,7 @@ class TeacherCache:
         temperature: float | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         shard_mib: float = 256.0,
+        progress: bool = True,
     ) -> TeacherCache:
         """Runs a teacher over batches and writes down what it says.
 
@@ -125,6 +126,7 @@ class TeacherCache:
             fingerprint: what made the rows, for `check`, e.g. {"tokenizer": tokenizer_fingerprint(tokenizer), "data": {"corpus":
                 "docstrings", "mask_share": 0.15}}. "teacher" is added where it is not given.
             shard_mib: > 0, held in memory before it is written.
+            progress: show a bar.
         Raises: UsageError, a setting makes no sense, the directory holds another cache, or the teacher predicts NaN.
         """
         if not shard_mib > 0:
@@ -138,7 +140,9 @@ class TeacherCache:
                 begin(directory, settings)
         writer = Writer(directory, state.process_index, shard_mib * 2**20)
         known = {key for name in shard_names(directory) for key in as_bytes(Shard(directory, name).tensors["keys"].numpy())}
-        for batch in tqdm(batches, desc="Caching the teacher", unit="batch", disable=not state.is_local_main_process):
+        for batch in tqdm(
+            batches, desc="Caching the teacher", unit="batch", disable=not (progress and state.is_local_main_process)
+        ):
             _check_batch(batch, teacher)
             inputs, positions = model_inputs(batch), batch["prediction_mask"].bool().cpu()
             if ORIGINAL_IDS in batch:
@@ -198,6 +202,24 @@ class TeacherCache:
         return cache
 
     @property
+    def epochs(self) -> int:
+        """How many choices of hidden words it holds of each row: those that a collator makes in its epochs 0, 1, ..."""
+        return self._said("epochs", 1)
+
+    @property
+    def max_length(self) -> int | None:
+        """Token ids per row of text when it was built; None: it does not say."""
+        return self._said("max_length", None)
+
+    @property
+    def made_from(self) -> str:
+        """In words, what it says of the data it was made from."""
+        data = self.settings.fingerprint.get("data")
+        if not isinstance(data, Mapping):
+            return "data that it does not name"
+        return ", ".join(f"{name} {value}" for name, value in data.items())
+
+    @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self._shards)
 
@@ -218,6 +240,10 @@ class TeacherCache:
     def fallback(self) -> str | None:
         return None if self._head is not None else f"the cache '{self.directory}' holds the likeliest tokens only"
 
+    def _said(self, name: str, default: Any) -> Any:
+        data = self.settings.fingerprint.get("data")
+        return data.get(name, default) if isinstance(data, Mapping) else default
+
     def check(self, fingerprint: Mapping[str, Any]) -> None:
         """Raises: UsageError, the cache was made from something else; it says what differs. What is not given is not compared."""
         found = differences(self.settings.fingerprint, fingerprint, only_given=True)
@@ -226,6 +252,18 @@ class TeacherCache:
                 f"the cache '{self.directory}' was made from something else: {'; '.join(found)}. Build one from what is "
                 "used now, or use what it was made from."
             )
+
+    def check_recorded(self, fingerprint: Mapping[str, Any]) -> None:
+        """As `check`, but what the cache does not say about itself is not compared either."""
+
+        def both(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: both(there[name], value) if isinstance(value, Mapping) and isinstance(there[name], Mapping) else value
+                for name, value in here.items()
+                if name in there
+            }
+
+        self.check(both(self.settings.fingerprint, fingerprint))
 
     def check_temperature(self, temperature: float) -> None:
         """Raises: UsageError, the cache holds the likeliest tokens for another temperature."""
@@ -279,6 +317,12 @@ class TeacherCache:
         read = self._read(inputs, positions)
         return TopTokens(read["ids"].long(), read["logits"].float(), read["log_tail"], temperature)
 
+    def holds(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+        """Whether a row is in the cache, or has no position that counts: bool [B]. Arguments as of `head_inputs`."""
+        positions = positions.bool().cpu()
+        found = self._index.find(row_keys(teachers_ids(inputs, self.vocab_map), positions))
+        return torch.from_numpy(found >= 0) | ~positions.any(1)
+
     def _check_vocabulary(self) -> None:
         settings, given = self.settings, self.vocab_map
         if settings.kind == "hidden":
@@ -323,7 +367,7 @@ class TeacherCache:
         raise UsageError(
             f"{len(missing)} of {rows} rows are not in the cache '{self.directory}', the first begins with the ids "
             f"{missing[0, :8].tolist()}. It holds other data, was built with another tokenizer, length or choice of positions, "
-            "or each epoch masks other words: give the collator the seed and epoch of the build and keep them."
+            f"or each epoch masks other words: give the collator the seed and epoch of the build and keep them."
         )
 
 
