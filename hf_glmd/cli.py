@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"hf-glmd {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
+    _add_cache(commands)
     _add_distill(commands, sys.argv[1:] if argv is None else argv)
     _add_evaluate(commands)
     _add_report(commands)
@@ -165,6 +166,34 @@ def _report(arguments: argparse.Namespace) -> None:
         _say(report_data(options.directory))
     else:
         _say(f"Written to {write_report(options.directory, options.output)}")
+
+
+def _add_cache(commands: Any) -> None:
+    from hf_glmd.caching import CacheOptions
+
+    parser = commands.add_parser(
+        "cache",
+        help="run a teacher over text once, for training to read its predictions from disk",
+        description="Writes what a teacher predicts for the rows that training will read, so that it need not run again in every "
+        "epoch. Killed and started again, it goes on where it was.",
+        epilog="Example: hf-glmd cache google-bert/bert-base-uncased --data texts.txt --output cached-bert; then "
+        'GLMDTrainer(teacher="cached-bert") with the same text and settings.',
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="read options from a YAML file")
+    _add_fields(parser, CacheOptions, positional=("model",))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_cache)
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    from hf_glmd.caching import CacheOptions, cache_teacher
+    from hf_glmd.recipe import build_section
+
+    _quiet_libraries()
+    options = build_section(CacheOptions, arguments.config, _given(arguments, CacheOptions))
+    result = cache_teacher(options, progress=not arguments.json)
+    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
 
 
 def run_recipe_command(argv: Sequence[str] | None = None) -> int:

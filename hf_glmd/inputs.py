@@ -16,7 +16,7 @@ from hf_glmd.models.loading import load_config, load_word_model, word_model_clas
 from hf_glmd.recipe import Recipe
 from hf_glmd.task_inputs import TaskInputs, first_rows
 from hf_glmd.tokenizer_files import load_tokenizer
-from hf_glmd.training.trainer import MAX_DEFAULT_LENGTH, max_positions
+from hf_glmd.training.rows import MAX_DEFAULT_LENGTH, max_positions
 
 
 class Inputs:

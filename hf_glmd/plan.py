@@ -51,6 +51,9 @@ def print_plan(recipe: Recipe) -> None:
     for name in STAGES:
         if getattr(recipe, name) is not None:
             plan.append((name, _stage_in_words(run.steps.arguments(name))))
+    if recipe.cache is not None:
+        where = recipe.cache.folder or "the output folder, until the stage is done"
+        plan.append(("cache", f"{', '.join(recipe.cache.stages)}: {recipe.cache.kind}, in {where}"))
     width = max(len(what) for what, _ in plan)
     lines = [f"{what:<{width}}  {text}" for what, text in plan] + [f"not checked: {note}" for note in notes]
     run.place.say("\n".join(lines))

@@ -142,6 +142,34 @@ class TaskSection:
 
 
 @dataclass
+class CacheSection:
+    stages: list[str] = _help(
+        "Stages whose teacher is run once over their rows and then read from disk: general, task_words.",
+        factory=lambda: ["general"],
+    )
+    kind: str = _help(
+        "'hidden': what enters the output embedding, good for any temperature. 'top_k': the likeliest tokens, for T near 1.",
+        "hidden",
+    )
+    dtype: str | None = _help("hidden: int8, bf16, fp16 or fp32; unset: int8. top_k: fp16 or fp32; unset: fp16.", None)
+    k: int | None = _help("For top_k: how many tokens. Unset: 64.", None)
+    epochs: int = _help("How many choices of hidden words to cache of each row; training goes through them in turn.", 1)
+    folder: str | None = _help(
+        "Keep the caches here, one per stage, for other runs to use. Unset: in the output folder, until the stage is done.", None
+    )
+
+    def __post_init__(self) -> None:
+        self.kind = {"top_k": "topk", "top-k": "topk"}.get(self.kind, self.kind)
+        unknown = [stage for stage in self.stages if stage not in ("general", "task_words")]
+        if unknown or not self.stages:
+            raise UsageError(f"cache.stages={self.stages}: the teachers of general and task_words can be cached. Name these.")
+        if self.kind not in ("hidden", "topk"):
+            raise UsageError(f"cache.kind='{self.kind}' is unknown. Use 'hidden' or 'top_k'.")
+        if self.epochs < 1:
+            raise UsageError(f"cache.epochs={self.epochs} caches nothing. Use 1 or more.")
+
+
+@dataclass
 class EvaluationSection:
     rows: int = _help("Held-out rows on which masked words are scored, before and after.", 512)
     curve_rows: int = _help("Held-out rows on which the KL is measured while training.", 64)
@@ -171,6 +199,7 @@ class Recipe:
     )
     task_words: dict[str, Any] | None = _help("Stage 2, word prediction on the task's text: any field of GLMDConfig.", None)
     task_answers: dict[str, Any] | None = _help("Stage 3, the teacher's answers as soft labels: any field of GLMDConfig.", None)
+    cache: CacheSection | None = _help("", None)
     evaluation: EvaluationSection = _help("", factory=EvaluationSection)
 
     def __post_init__(self) -> None:
@@ -183,6 +212,9 @@ class Recipe:
             if stage != "general" and self.task is None and self.tasks is None:
                 raise UsageError(f"section '{stage}' needs a section 'task'. Add it, or leave '{stage}' out.")
             _check_stage(options, stage, stage)
+        for stage in self.cache.stages if self.cache is not None else ():
+            if getattr(self, stage) is None:
+                raise UsageError(f"cache.stages names '{stage}', and there is no such section. Add it, or leave '{stage}' out.")
         for number, section in enumerate(self.task_sections):
             for stage in TASK_STAGES:
                 part = stage.removeprefix("task_")

@@ -29,6 +29,7 @@ from hf_glmd.models.loading import load_word_model
 from hf_glmd.recipe import STAGES, TASK_STAGES
 from hf_glmd.records import StageRecord, write_json
 from hf_glmd.run_folder import RunFolder, last_complete_checkpoint, remove
+from hf_glmd.stage_cache import cached_stage, rows_of_training
 from hf_glmd.task_inputs import TaskInputs, first_rows
 from hf_glmd.tasks.candidates import CandidateCollator
 from hf_glmd.tasks.rewordings import sequences
@@ -36,7 +37,7 @@ from hf_glmd.tokenizer_files import load_tokenizer
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.gold_answers import GoldAnswerTrainer
 from hf_glmd.training.progress import show_progress
-from hf_glmd.training.teachers import LiveTeacher
+from hf_glmd.training.teachers import LiveTeacher, Teacher
 from hf_glmd.training.token_mean import TokenMeanTrainer
 from hf_glmd.training.trainer import GLMDTrainer
 from hf_glmd.vocab.vocab_map import VocabMap
@@ -47,6 +48,9 @@ TITLES = {
     "task_words": "Stage 2: word prediction on task text",
     "task_answers": "Stage 3: the teacher's answers",
 }
+
+CACHE_FOLDER = "cache"
+"""In a stage's folder, while the stage is under way."""
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
@@ -109,10 +113,22 @@ class Stages:
         if self.state.is_main_process:
             write_json(folder / "done.json", dataclasses.asdict(self._record(name, trainer, clock.seconds)))
             remove(checkpoints)
+            remove(folder / CACHE_FOLDER)
         self.state.wait_for_everyone()
 
     def folder(self, name: str, given: TaskInputs | None) -> Path:
         return self.place.stages / (given.folder if given else "") / name
+
+    def cache_folder(self, name: str, given: TaskInputs | None) -> Path:
+        if self.recipe.cache.folder is None:
+            return self.folder(name, given) / CACHE_FOLDER
+        return Path(self.recipe.cache.folder) / (given.section.name if given else "") / name
+
+    def _rows_made_from(self, given: TaskInputs | None) -> dict[str, Any]:
+        """What decides over a stage's rows, for its cache to say."""
+        if given is None:
+            return {"source": self.recipe.corpus.name, "max_length": self.given.max_length}
+        return {"source": given.section.data, "task": given.section.name, "max_length": given.length}
 
     def trainer(self, name: str, previous: str | None, given: TaskInputs | None) -> TokenMeanTrainer:
         """The trainer of a stage, its data included."""
@@ -139,9 +155,16 @@ class Stages:
                 processing_class=self.given.teacher_tokenizer,
                 callbacks=[EarlyStoppingCallback(patience)] if patience is not None else None,
             )
+        teacher: Teacher = LiveTeacher(self.load_teacher(given), self.vocab_map)
+        cache = self.recipe.cache
+        if cache is not None and name in cache.stages:
+            self.place.say("  The teacher is run over the rows once")
+            train = rows_of_training(train, args)
+            folder, teacher = self.cache_folder(name, given), teacher.to(self.state.device)
+            teacher = cached_stage(cache, folder, teacher, train, held_out, self.tokenizer, args, self._rows_made_from(given))
         return GLMDTrainer(
             model=load_word_model(self.place.stages / previous, dtype=torch.float32),
-            teacher=LiveTeacher(self.load_teacher(given), self.vocab_map),
+            teacher=teacher,
             args=args,
             train_dataset=train,
             eval_dataset=held_out,

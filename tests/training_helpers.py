@@ -50,11 +50,8 @@ def arguments(folder: Any, **settings: Any) -> GLMDConfig:
 
 
 def trainer(folder: Any, **settings: Any) -> GLMDTrainer:
-    parts = {
-        name: settings.pop(name)
-        for name in ("model", "teacher", "train_dataset", "eval_dataset", "vocab_map")
-        if name in settings
-    }
+    named = ("model", "teacher", "train_dataset", "eval_dataset", "vocab_map", "processing_class", "compute_metrics", "callbacks")
+    parts = {name: settings.pop(name) for name in named if name in settings}
     return GLMDTrainer(
         **{
             "model": student(),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.errors import UsageError
 from hf_glmd.mapped_tokenizer import MappedTokenizer
+
+MIN_LENGTH = 3
+"""Token ids of the shortest rows that text can be packed into."""
 
 ORIGINAL_IDS = "original_input_ids"
 """Column of the ids before similar tokens took the place of removed ones; `MappedTokenizer` makes it."""
@@ -26,7 +32,7 @@ def pack_blocks(
     its last one ([SEP] or </s>). No token is lost: what is left of a group of 1,000 texts becomes one shorter block.
 
     Args:
-        dataset: has `column` (str).
+        dataset: has `column` (str); of a stream the blocks are made as they are read.
         tokenizer: a fast tokenizer; its truncation and padding are not used.
         block_size: token ids per block, specials included; at least 3.
         num_proc: processes for `datasets.Dataset.map`.
@@ -37,17 +43,11 @@ def pack_blocks(
     Raises: UsageError, the column is missing or block_size is too small.
     """
     require_column(dataset, column)
-    if block_size < 3:
-        raise UsageError(f"block_size={block_size} leaves no room for text. Use 3 or more.")
-    return dataset.map(
-        _pack,
-        batched=True,
-        batch_size=1000,
-        remove_columns=dataset.column_names,
-        fn_kwargs={"tokenizer": tokenizer, "block_size": block_size, "column": column, "separate": separate},
-        num_proc=num_proc,
-        desc="Packing text into blocks",
-    )
+    if block_size < MIN_LENGTH:
+        raise UsageError(f"block_size={block_size} leaves no room for text. Use {MIN_LENGTH} or more.")
+    arguments = {"tokenizer": tokenizer, "block_size": block_size, "column": column, "separate": separate}
+    options = {"num_proc": num_proc, "desc": "Packing text into blocks"}
+    return _mapped(dataset, _pack, batch_size=1000, fn_kwargs=arguments, **options)
 
 
 def pair_rows(
@@ -70,13 +70,27 @@ def pair_rows(
             rows[name] = [start + ids[:room] + end for ids in texts]
         return rows
 
-    return dataset.map(tokenised, batched=True, remove_columns=dataset.column_names, desc="Tokenising pairs of texts")
+    return _mapped(dataset, tokenised, desc="Tokenising pairs of texts")
+
+
+def _mapped(
+    dataset: Any, function: Callable[..., Any], num_proc: int | None = None, desc: str | None = None, **options: Any
+) -> Any:
+    """Batches of rows -> other rows; of a stream as it is read, otherwise at once, and kept on disk by `datasets`."""
+    if not isinstance(dataset, datasets.IterableDataset):
+        options |= {"num_proc": num_proc, "desc": desc}
+    return dataset.map(function, batched=True, remove_columns=_columns(dataset), **options)
+
+
+def _columns(dataset: Any) -> list[str]:
+    """Some streams show their columns only in their rows."""
+    return dataset.column_names or list(next(iter(dataset), {}))
 
 
 def require_column(dataset: datasets.Dataset, column: str) -> None:
-    if column not in dataset.column_names:
+    if column not in _columns(dataset):
         raise UsageError(
-            f"the dataset has no column '{column}', it has {dataset.column_names}. Name one of them as the text column."
+            f"the dataset has no column '{column}', it has {_columns(dataset)}. Name one of them as the text column."
         )
 
 

@@ -15,6 +15,7 @@ HELD_OUT_ROWS = 2000
 
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _PACKED = (".gz", ".xz", ".zst", ".bz2")
+_SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
 def load_corpus(name: str, config: str | None = None, seed: int = 0) -> datasets.DatasetDict:
@@ -31,9 +32,32 @@ def load_corpus(name: str, config: str | None = None, seed: int = 0) -> datasets
     """
     if name == "docstrings":
         return docstring_corpus()
+    found = load_splits(name, config)
+    if "train" not in found or len(found["train"]) == 0:
+        raise UsageError(
+            f"corpus '{name}' is empty: its splits are { ({s: len(p) for s, p in found.items()}) }. Give one with texts."
+        )
+    return datasets.DatasetDict({split: _named_labels(part) for split, part in _with_all_splits(found, seed).items()})
+
+
+def load_splits(name: str, config: str | None = None) -> datasets.DatasetDict:
+    """Loads a corpus, or rows of token ids, with the splits it has; "val", "dev" and "valid" become "validation".
+
+    Args:
+        name: "docstrings", a file, a folder of files named after their splits, what `save_to_disk` of a data set wrote, or a data
+            set on the Hub.
+        config: configuration of a data set on the Hub.
+    Raises: UsageError, there is nothing of that name, or it is empty.
+    """
+    path = Path(name)
     try:
-        if Path(name).exists():
-            found = _load_files(Path(name))
+        if name == "docstrings":
+            found = docstring_corpus()
+        elif any((path / file).is_file() for file in _SAVED):
+            found = datasets.load_from_disk(name)
+            found = found if isinstance(found, datasets.DatasetDict) else {"train": found}
+        elif path.exists():
+            found = _load_files(path)
         else:
             found = datasets.load_dataset(name, config)
     except UsageError:
@@ -43,12 +67,7 @@ def load_corpus(name: str, config: str | None = None, seed: int = 0) -> datasets
         raise UsageError(
             f"corpus '{name}' cannot be loaded: {reason}. Give 'docstrings', a file, a folder, or a data set on the Hub."
         ) from error
-    found = datasets.DatasetDict({_split_name(split): part for split, part in found.items()})
-    if "train" not in found or len(found["train"]) == 0:
-        raise UsageError(
-            f"corpus '{name}' is empty: its splits are { ({s: len(p) for s, p in found.items()}) }. Give one with texts."
-        )
-    return datasets.DatasetDict({split: _named_labels(part) for split, part in _with_all_splits(found, seed).items()})
+    return datasets.DatasetDict({_split_name(split): part for split, part in found.items()})
 
 
 def require_text(corpus: datasets.DatasetDict, column: str, name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -125,11 +126,11 @@ def word_prediction_total(
         kl_slice: the element-wise part. None: `kl_slice_`.
     Returns: scalar, fp32 or wider.
     """
-    work = _Work(_as_multiplied(student), _as_multiplied(teacher), temperature, chunk_mib, kl_slice or kl_slice_)
+    work = _Work(as_multiplied(student), as_multiplied(teacher), temperature, chunk_mib, kl_slice or kl_slice_)
     weight = torch.ones((), dtype=work.dtype, device=student.hidden.device) / normalizer
     if not torch.is_grad_enabled():
         return work.losses().sum() * weight
-    return _Total.apply(student.hidden, student.weight, student.bias, work, weight)
+    return FusedTotal.apply(student.hidden, student.weight, student.bias, work, weight)
 
 
 def word_prediction_values(
@@ -144,10 +145,10 @@ def word_prediction_values(
 
     Arguments as of `word_prediction_total`.
     """
-    work = _Work(_as_multiplied(student), _as_multiplied(teacher), temperature, chunk_mib, kl_slice or kl_slice_)
+    work = _Work(as_multiplied(student), as_multiplied(teacher), temperature, chunk_mib, kl_slice or kl_slice_)
     if not torch.is_grad_enabled():
         return work.losses()
-    return _Values.apply(student.hidden, student.weight, student.bias, work)
+    return FusedValues.apply(student.hidden, student.weight, student.bias, work)
 
 
 def logit_slices(
@@ -263,7 +264,7 @@ def _any_kl_(s: Tensor, t: Tensor, temperature: float) -> Tensor:
     return torch.where(p_t == 0, 0.0, p_t * (x - excess.log1p())).sum(-1)  # 0 log 0 is 0
 
 
-class _Gradients:
+class GradientSums:
     """What the student's hidden states, weight and bias get, summed slice by slice; fp32 or wider until it is handed over.
 
     Args:
@@ -345,11 +346,11 @@ class _Work:
         with torch.no_grad():
             return self.losses_and_gradients(None, (False, False, False))[0]
 
-    def losses_and_gradients(self, weights: Tensor | None, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, _Gradients | None]:
+    def losses_and_gradients(self, weights: Tensor | None, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, GradientSums | None]:
         """[N], and the gradients of their sum with `weights` [N]."""
         student, teacher = self.student, self.teacher
         losses = torch.empty(student.hidden.shape[0], dtype=self.dtype, device=student.hidden.device)
-        gradients = _Gradients(student, self.dtype, wanted) if any(wanted) else None
+        gradients = GradientSums(student, self.dtype, wanted) if any(wanted) else None
         divisor = self.temperature if student.divides_for_free and teacher.divides_for_free else 1.0
         buffers = 2 if student.softcap is None or gradients is None else 3
         with torch.autocast(student.hidden.device.type, enabled=False):
@@ -366,11 +367,21 @@ class _Work:
         return losses, gradients
 
 
-class _Total(torch.autograd.Function):
+class LossWork(Protocol):
+    """The losses of one batch's positions, with or without gradients; what `FusedTotal` and `FusedValues` are made of."""
+
+    def losses(self) -> Tensor:
+        """[N], without gradients."""
+
+    def losses_and_gradients(self, weights: Tensor | None, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, GradientSums | None]:
+        """[N], and the gradients of their sum with `weights` [N], for those of hidden states, weight and bias that are wanted."""
+
+
+class FusedTotal(torch.autograd.Function):
     """Sum of the losses, times `weight`. The gradients are there when forward returns."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work, scalar: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: LossWork, scalar: Tensor) -> Tensor:
         wanted = ctx.needs_input_grad[:3]
         losses, ctx.gradients = work.losses_and_gradients(scalar.expand(hidden.shape[0]), wanted)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias)]
@@ -396,11 +407,11 @@ class _Total(torch.autograd.Function):
         return *made, None, None
 
 
-class _Values(torch.autograd.Function):
+class FusedValues(torch.autograd.Function):
     """The losses [N]."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work) -> Tensor:
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: LossWork) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias)
         ctx.work = work
         return work.losses()
@@ -416,7 +427,7 @@ class _Values(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _as_multiplied(logits: LazyLogits) -> LazyLogits:
+def as_multiplied(logits: LazyLogits) -> LazyLogits:
     """On CUDA with factors of the dtype that autocast asks for, if any. Elsewhere low precision makes no product faster."""
     if not (logits.hidden.is_cuda and torch.is_autocast_enabled("cuda")) or logits.dtype == torch.float64:
         return logits

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_glmd.errors import UsageError
-from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB, LazyLogits, _as_multiplied, _Gradients, _Total, _Values
+from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB, FusedTotal, FusedValues, GradientSums, LazyLogits, as_multiplied
 
 _MAX_CPU_ROWS = 512
 """With more rows no product is faster on a CPU, and less of a slice is in cache."""
@@ -104,11 +104,11 @@ def topk_word_prediction_loss(
     student = LazyLogits(student_hidden, student_weight, student_bias, student_scale, student_softcap)
     work = _Work(student, teacher, chunk_mib)
     if reduction == "none":
-        return _Values.apply(student_hidden, student_weight, student_bias, work)
+        return FusedValues.apply(student_hidden, student_weight, student_bias, work)
     count = 1.0 if reduction == "sum" else len(student_hidden) if normalizer is None else normalizer
     count = torch.as_tensor(count, dtype=student.dtype, device=student_hidden.device)
     weight = 1 / torch.where(count == 0, 1, count)  # a batch in which nothing counts is a 0, not 0 / 0
-    return _Total.apply(student_hidden, student_weight, student_bias, work, weight)
+    return FusedTotal.apply(student_hidden, student_weight, student_bias, work, weight)
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ class _Work:
 
     def slices(self, buffers: int) -> Iterator[tuple[slice, TopTokens, list[Tensor]]]:
         """Some positions after others, the teacher's tokens there, and memory [n, K]: the student's logits / T, and scratch."""
-        student, teacher = _as_multiplied(self.student), self.teacher
+        student, teacher = as_multiplied(self.student), self.teacher
         N, K = len(student.hidden), len(student.weight)
         n = max(1, int(self.chunk_mib * 2**20) // (buffers * K * student.dtype.itemsize))
         n = min(n, N, _MAX_CPU_ROWS) if student.hidden.device.type == "cpu" else min(n, N)
@@ -175,11 +175,11 @@ class _Work:
         with torch.no_grad():
             return self.losses_and_gradients(None, (False, False, False))[0]
 
-    def losses_and_gradients(self, weights: Tensor | None, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, _Gradients | None]:
+    def losses_and_gradients(self, weights: Tensor | None, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, GradientSums | None]:
         """[N], and the gradients of their sum with `weights` [N]."""
-        student = _as_multiplied(self.student)
+        student = as_multiplied(self.student)
         losses = torch.empty(len(student.hidden), dtype=student.dtype, device=student.hidden.device)
-        gradients = _Gradients(student, student.dtype, wanted) if any(wanted) else None
+        gradients = GradientSums(student, student.dtype, wanted) if any(wanted) else None
         buffers = 2 if student.softcap is None or gradients is None else 3
         for rows, part, (logits, scratch, *capped) in self.slices(buffers):
             for before in capped:

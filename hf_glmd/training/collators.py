@@ -55,6 +55,11 @@ class WordPredictionCollator:
         self.causal = causal
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What decides which words are hidden and which positions count, for a cache to be compared with."""
+        return {"positions": self.positions, "mask_share": self.mask_share} | ({"seed": self.seed} if self.mask_share else {})
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns: `input_ids`, `attention_mask` int64 [B, S]; `prediction_mask` bool [B, S], True where a position counts;
         `targets` int64 [B, S], the word that was hidden, or (where none are) the next one, -100 elsewhere."""
@@ -134,6 +139,11 @@ class TargetCollator:
             raise UsageError("the model's decoder_start_token_id is not set. Set it in the configuration of the student.")
         self.tokenizer, self.start, self.seed, self.epoch = tokenizer, decoder_start_token_id, seed, 0
         self._end = boundary_ids(tokenizer)[1]
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What decides where rows are split, for a cache to be compared with."""
+        return {"seed": self.seed}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns: `input_ids`, `attention_mask` int64 [B, S]; `decoder_input_ids` int64 [B, D]; `prediction_mask` bool [B, D],

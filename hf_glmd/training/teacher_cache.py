@@ -21,68 +21,51 @@ quickstart's: 8,192 tokens, hidden states of 256 (recipes/benchmarks/teacher_cac
 
 So: "hidden" in int8, H + 4 bytes; where a teacher is so wide that the disk decides "topk", 4 k or (from 32,769 tokens on) 6 k
 bytes, and then at T = 1.
-
-Files of a cache: `cache.json` says what it is, `head.safetensors` is the output embedding, `shard-RANK-NUMBER.safetensors` hold
-the rows and count once the .json beside them is there, which is written last; `whole.json` lists them when all are there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_glmd.corpora.blocks import ORIGINAL_IDS
 from hf_glmd.errors import UsageError
-from hf_glmd.losses.topk import TopTokens, top_tokens
+from hf_glmd.losses.topk import TopTokens
 from hf_glmd.models.heads import HeadInputs, is_masked_lm
-from hf_glmd.training.teachers import Teacher
+from hf_glmd.training.cache_encoding import decoded, encoded_hidden, encoded_top_tokens
+from hf_glmd.training.cache_files import (
+    HEAD_FILE,
+    WHOLE_FILE,
+    Index,
+    Shard,
+    Writer,
+    as_bytes,
+    begin,
+    read_head,
+    read_json,
+    read_settings,
+    shard_names,
+    write_head,
+    write_json,
+)
+from hf_glmd.training.cache_settings import CacheSettings, kept_hash, settings_of, vocab_map_of
+from hf_glmd.training.fingerprints import differences
+from hf_glmd.training.row_keys import row_keys, teachers_ids
 from hf_glmd.training.token_mean import model_inputs
 from hf_glmd.vocab.vocab_map import VocabMap
 
-SETTINGS_FILE, HEAD_FILE, WHOLE_FILE = "cache.json", "head.safetensors", "whole.json"
-DTYPES = {"hidden": ("int8", "bf16", "fp16", "fp32"), "topk": ("fp16", "fp32")}
-"""What each kind can be stored as, the default first."""
-
-DEFAULT_K = 64
-_VERSION = 1
-_TORCH_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """What a cache holds.
-
-    Attributes:
-        kind: "hidden" or "topk".
-        dtype: of the hidden states, or of the likeliest tokens' logits.
-        size: rows of the output embedding; for "topk": the tokens among which the likeliest were sought.
-        k, temperature: of "topk".
-        kept: of "topk": sha256 of the kept ids; None: the whole vocabulary.
-        fingerprint: what it was made from.
-    """
-
-    kind: str
-    dtype: str
-    size: int
-    k: int | None
-    temperature: float | None
-    kept: str | None
-    fingerprint: dict[str, Any]
-    version: int = _VERSION
+if TYPE_CHECKING:
+    from hf_glmd.training.teachers import Teacher
 
 
 class TeacherCache:
@@ -100,13 +83,13 @@ class TeacherCache:
         file_bytes: size of the shards.
     """
 
-    def __init__(self, directory: Path, settings: CacheSettings, shards: Sequence[_Shard], vocab_map: VocabMap | None) -> None:
+    def __init__(self, directory: Path, settings: CacheSettings, shards: Sequence[Shard], vocab_map: VocabMap | None) -> None:
         self.directory, self.settings, self.vocab_map = directory, settings, vocab_map
         self.models: list[nn.Module] = []
-        self._shards, self._index = shards, _Index(shards)
+        self._shards, self._index = shards, Index(shards)
         self._device = torch.device("cpu")
         self._check_vocabulary()
-        self._head = _read_head(directory, vocab_map) if settings.kind == "hidden" else None
+        self._head = read_head(directory, vocab_map) if settings.kind == "hidden" else None
 
     @classmethod
     @torch.no_grad()
@@ -122,6 +105,7 @@ class TeacherCache:
         temperature: float | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         shard_mib: float = 256.0,
+        progress: bool = True,
     ) -> TeacherCache:
         """Runs a teacher over batches and writes down what it says.
 
@@ -142,29 +126,34 @@ class TeacherCache:
             fingerprint: what made the rows, for `check`, e.g. {"tokenizer": tokenizer_fingerprint(tokenizer), "data": {"corpus":
                 "docstrings", "mask_share": 0.15}}. "teacher" is added where it is not given.
             shard_mib: > 0, held in memory before it is written.
+            progress: show a bar.
         Raises: UsageError, a setting makes no sense, the directory holds another cache, or the teacher predicts NaN.
         """
         if not shard_mib > 0:
             raise UsageError(f"shard_mib={shard_mib} leaves no room for a row. Use e.g. 256.")
-        settings = _settings(teacher, kind, dtype, k, temperature, fingerprint)
-        encode = _encoded_hidden if kind == "hidden" else _encoded_top_tokens
+        settings = settings_of(teacher, kind, dtype, k, temperature, fingerprint)
+        encode = encoded_hidden if kind == "hidden" else encoded_top_tokens
         directory, state = Path(directory), PartialState()
-        vocab_map, device = _vocab_map_of(teacher), next(teacher.models[0].parameters()).device
+        vocab_map, device = vocab_map_of(teacher), next(teacher.models[0].parameters()).device
         with state.main_process_first():
             if state.is_main_process:
-                _begin(directory, settings)
-        writer = _Writer(directory, state.process_index, shard_mib * 2**20)
-        known = {key for name in _shard_names(directory) for key in _as_bytes(_Shard(directory, name).tensors["keys"].numpy())}
-        for batch in tqdm(batches, desc="Caching the teacher", unit="batch", disable=not state.is_local_main_process):
+                begin(directory, settings)
+        writer = Writer(directory, state.process_index, shard_mib * 2**20)
+        known = {key for name in shard_names(directory) for key in as_bytes(Shard(directory, name).tensors["keys"].numpy())}
+        for batch in tqdm(
+            batches, desc="Caching the teacher", unit="batch", disable=not (progress and state.is_local_main_process)
+        ):
             _check_batch(batch, teacher)
             inputs, positions = model_inputs(batch), batch["prediction_mask"].bool().cpu()
             if ORIGINAL_IDS in batch:
                 inputs[ORIGINAL_IDS] = batch[ORIGINAL_IDS]
             keys = row_keys(teachers_ids(inputs, vocab_map), positions)
-            new = _new_rows(_as_bytes(keys), positions.any(1).tolist(), known)
+            new = _new_rows(as_bytes(keys), positions.any(1).tolist(), known)
             inputs = {name: value.to(device) for name, value in inputs.items()}
             if kind == "hidden" and not (directory / HEAD_FILE).exists():
-                _write_head(directory, teacher, inputs, positions.to(device), vocab_map)
+                # Inside of the forward, where sharded weights are whole.
+                write = partial(write_head, directory)
+                teacher.head.collect(teacher.model, teachers_ids(inputs, vocab_map), write, positions.to(device))
             if not new.any():
                 continue
             # All rows are run, though some may be known: a row's last bits depend on the batch it is in.
@@ -174,10 +163,10 @@ class TeacherCache:
         writer.write()
         state.wait_for_everyone()
         if state.is_main_process:
-            names = _shard_names(directory)
+            names = shard_names(directory)
             if not names:
                 raise UsageError("no position of the batches counts, so there is nothing to cache. Give it text to predict.")
-            _write_json(directory / WHOLE_FILE, {"shards": names})
+            write_json(directory / WHOLE_FILE, {"shards": names})
         state.wait_for_everyone()
         return cls.load(directory, vocab_map)
 
@@ -201,16 +190,34 @@ class TeacherCache:
             else, or the vocabulary does not fit.
         """
         directory = Path(directory)
-        settings = _read_settings(directory)
+        settings = read_settings(directory)
         if not (directory / WHOLE_FILE).exists():
             raise UsageError(
                 f"the cache '{directory}' is unfinished. Build it again with the same settings: it goes on where it was."
             )
-        names = _read_json(directory / WHOLE_FILE)["shards"]
-        cache = cls(directory, settings, [_Shard(directory, name, verify) for name in names], vocab_map)
+        names = read_json(directory / WHOLE_FILE)["shards"]
+        cache = cls(directory, settings, [Shard(directory, name, verify) for name in names], vocab_map)
         if fingerprint is not None:
             cache.check(fingerprint)
         return cache
+
+    @property
+    def epochs(self) -> int:
+        """How many choices of hidden words it holds of each row: those that a collator makes in its epochs 0, 1, ..."""
+        return self._said("epochs", 1)
+
+    @property
+    def max_length(self) -> int | None:
+        """Token ids per row of text when it was built; None: it does not say."""
+        return self._said("max_length", None)
+
+    @property
+    def made_from(self) -> str:
+        """In words, what it says of the data it was made from."""
+        data = self.settings.fingerprint.get("data")
+        if not isinstance(data, Mapping):
+            return "data that it does not name"
+        return ", ".join(f"{name} {value}" for name, value in data.items())
 
     @property
     def rows(self) -> int:
@@ -233,14 +240,30 @@ class TeacherCache:
     def fallback(self) -> str | None:
         return None if self._head is not None else f"the cache '{self.directory}' holds the likeliest tokens only"
 
+    def _said(self, name: str, default: Any) -> Any:
+        data = self.settings.fingerprint.get("data")
+        return data.get(name, default) if isinstance(data, Mapping) else default
+
     def check(self, fingerprint: Mapping[str, Any]) -> None:
         """Raises: UsageError, the cache was made from something else; it says what differs. What is not given is not compared."""
-        differences = _differences(self.settings.fingerprint, fingerprint, only_given=True)
-        if differences:
+        found = differences(self.settings.fingerprint, fingerprint, only_given=True)
+        if found:
             raise UsageError(
-                f"the cache '{self.directory}' was made from something else: {'; '.join(differences)}. Build one from what is "
+                f"the cache '{self.directory}' was made from something else: {'; '.join(found)}. Build one from what is "
                 "used now, or use what it was made from."
             )
+
+    def check_recorded(self, fingerprint: Mapping[str, Any]) -> None:
+        """As `check`, but what the cache does not say about itself is not compared either."""
+
+        def both(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                name: both(there[name], value) if isinstance(value, Mapping) and isinstance(there[name], Mapping) else value
+                for name, value in here.items()
+                if name in there
+            }
+
+        self.check(both(self.settings.fingerprint, fingerprint))
 
     def check_temperature(self, temperature: float) -> None:
         """Raises: UsageError, the cache holds the likeliest tokens for another temperature."""
@@ -294,6 +317,12 @@ class TeacherCache:
         read = self._read(inputs, positions)
         return TopTokens(read["ids"].long(), read["logits"].float(), read["log_tail"], temperature)
 
+    def holds(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor:
+        """Whether a row is in the cache, or has no position that counts: bool [B]. Arguments as of `head_inputs`."""
+        positions = positions.bool().cpu()
+        found = self._index.find(row_keys(teachers_ids(inputs, self.vocab_map), positions))
+        return torch.from_numpy(found >= 0) | ~positions.any(1)
+
     def _check_vocabulary(self) -> None:
         settings, given = self.settings, self.vocab_map
         if settings.kind == "hidden":
@@ -302,7 +331,7 @@ class TeacherCache:
                     f"the vocabulary map comes from {given.original_size} tokens, the teacher of the cache '{self.directory}' "
                     f"predicts {settings.size}. Pass the map that was made from this teacher's tokenizer."
                 )
-        elif _kept_hash(given) != settings.kept:
+        elif kept_hash(given) != settings.kept:
             raise UsageError(
                 f"the cache '{self.directory}' holds the likeliest of {settings.size} tokens, which are not the "
                 f"{'whole vocabulary' if given is None else f'{given.size} of the vocabulary map'}. Pass the vocab_map it was "
@@ -325,10 +354,10 @@ class TeacherCache:
         for number in np.unique(shard) if shard.size else [0]:
             here = np.flatnonzero(shard == number)
             read = self._shards[number].at(torch.from_numpy(place[here]))
-            decoded = _decoded({name: tensor.to(self._device) for name, tensor in read.items()})
+            values = decoded({name: tensor.to(self._device) for name, tensor in read.items()})
             if here.size == shard.size:
-                return decoded
-            for name, tensor in decoded.items():
+                return values
+            for name, tensor in values.items():
                 if name not in result:
                     result[name] = tensor.new_empty(shard.size, *tensor.shape[1:])
                 result[name][torch.from_numpy(here).to(self._device)] = tensor
@@ -338,144 +367,8 @@ class TeacherCache:
         raise UsageError(
             f"{len(missing)} of {rows} rows are not in the cache '{self.directory}', the first begins with the ids "
             f"{missing[0, :8].tolist()}. It holds other data, was built with another tokenizer, length or choice of positions, "
-            "or each epoch masks other words: give the collator the seed and epoch of the build and keep them."
+            f"or each epoch masks other words: give the collator the seed and epoch of the build and keep them."
         )
-
-
-def teacher_fingerprint(model: nn.Module) -> str:
-    """sha256 of a model's class, configuration and weights: of every value, whatever the device and the file it came from.
-
-    The same weights in a wider dtype, up to fp32, are the same teacher. A gigabyte takes about a second. Attached adapters count.
-
-    Raises: UsageError, the weights are sharded over processes.
-    """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    digest = hashlib.sha256(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
-    digest.update(type(model).__name__.encode())
-    seen: set[tuple[Any, ...]] = set()
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        if hasattr(tensor, "ds_id") or hasattr(tensor, "full_tensor"):
-            raise UsageError(
-                f"'{name}' is sharded over processes, so no process can read all of it. Take teacher_fingerprint before the "
-                "model is prepared, and pass it as fingerprint={'teacher': ...}."
-            )
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if place in seen and tensor.numel():
-            continue  # tied
-        seen.add(place)
-        for part in tensor.detach().reshape(-1).split(2**24):
-            part = part.cpu()
-            digest.update((part.float() if part.is_floating_point() and part.itemsize < 4 else part).numpy())
-    return digest.hexdigest()
-
-
-_PASSING = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_commit_hash"}
-
-
-def _lasting(config: Any) -> Any:
-    """A configuration without what says where it came from and how it was loaded."""
-    if isinstance(config, dict):
-        lasting = {str(name): value for name, value in config.items() if name not in _PASSING}
-        return {name: _lasting(value) for name, value in lasting.items() if "attn_impl" not in name}
-    return config
-
-
-def teachers_ids(inputs: Mapping[str, Tensor], vocab_map: VocabMap | None) -> dict[str, Tensor]:
-    """What a teacher reads where the student reads `inputs`: the ids of the original vocabulary, as a live teacher finds them."""
-    inputs = dict(inputs)
-    original = inputs.pop(ORIGINAL_IDS, None)
-    if vocab_map is not None:
-        mapped = {name: vocab_map.to_original(inputs[name]) for name in ("input_ids", "decoder_input_ids") if name in inputs}
-        inputs |= mapped if original is None else mapped | {"input_ids": original}
-    return inputs
-
-
-def row_keys(inputs: Mapping[str, Tensor], positions: Tensor) -> np.ndarray:
-    """128 bits per row, of what the teacher reads in it and of the positions that count, without padding.
-
-    Args:
-        inputs: integer [B, S] tables by name, ids as the teacher has them. A table ends, and begins, where `attention_mask`
-            (`decoder_attention_mask` for those of the decoder) says so. Without a mask a decoder's or a packed causal row ends
-            with the last position that counts, for nothing behind it is seen; any other is read in full.
-        positions: bool, of the shape of `decoder_input_ids`, or else of `input_ids`.
-    Returns: uint8 [B, 16], BLAKE2b.
-    Raises: UsageError, an input is no table of ids, or padding counts.
-    """
-    counted = positions.cpu().numpy()
-    predicting = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
-    parts = []
-    for name in sorted(inputs):
-        if name.endswith("attention_mask"):
-            continue
-        table = inputs[name].cpu().numpy()
-        if table.ndim != 2 or table.dtype.kind not in "iu" or len(table) != len(counted):
-            raise UsageError(
-                f"'{name}' is {table.dtype} {table.shape}, a cached teacher's rows are [B, S] tables of ids. Use a live teacher."
-            )
-        filled = _filled(name, inputs, counted, table.shape)
-        parts.append((table[filled].astype("<i4"), np.cumsum(filled.sum(1))))
-        if name == predicting:
-            if counted.shape != filled.shape or (counted & ~filled).any():
-                raise UsageError(
-                    f"prediction_mask {counted.shape} counts positions that '{name}' {table.shape} does not have, or padding. "
-                    "Count filled positions only."
-                )
-            parts.append((counted[filled], parts[-1][1]))
-    names = " ".join(sorted(name for name in inputs if not name.endswith("attention_mask"))).encode()
-    keys = np.empty((len(counted), 16), dtype=np.uint8)
-    for row in range(len(counted)):
-        digest = hashlib.blake2b(names, digest_size=16)
-        for values, ends in parts:
-            piece = values[ends[row - 1] if row else 0 : ends[row]]
-            digest.update(len(piece).to_bytes(8, "little"))
-            digest.update(piece)
-        keys[row] = np.frombuffer(digest.digest(), dtype=np.uint8)
-    return keys
-
-
-def _filled(name: str, inputs: Mapping[str, Tensor], counted: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """bool [B, S]: the part of a table that is not padding."""
-    of_decoder = name.startswith("decoder_")
-    mask = inputs.get("decoder_attention_mask" if of_decoder else "attention_mask")
-    if mask is not None:
-        if tuple(mask.shape) != shape:
-            raise UsageError(
-                f"the attention mask {tuple(mask.shape)} does not fit '{name}' {shape}. Give a cached teacher one per token."
-            )
-        return mask.bool().cpu().numpy()
-    if (of_decoder or "position_ids" in inputs) and counted.shape == shape:
-        return np.cumsum(counted[:, ::-1], axis=1)[:, ::-1] > 0
-    return np.ones(shape, dtype=bool)
-
-
-class _Index:
-    """Key -> shard, and place of the row's first position in it."""
-
-    def __init__(self, shards: Sequence[_Shard]) -> None:
-        keys = np.concatenate([_sortable(shard.tensors["keys"].numpy()) for shard in shards])
-        lengths = [shard.tensors["lengths"].numpy().astype(np.int64) for shard in shards]
-        order = np.argsort(keys, kind="stable")
-        self.keys = keys[order]
-        self.shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(rows) for rows in lengths])[order]
-        self.first = np.concatenate([np.cumsum(rows) - rows for rows in lengths])[order]
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """uint8 [R, 16] -> int64 [R], -1 where there is no such row."""
-        keys = _sortable(keys)
-        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[place] == keys, place, -1)
-
-
-def _sortable(keys: np.ndarray) -> np.ndarray:
-    """uint8 [R, 16] -> [R]. numpy sorts byte strings; that it ignores zeros at their end is no matter where all have 16 bytes."""
-    return np.ascontiguousarray(keys).view("S16")[:, 0]
-
-
-def _as_bytes(keys: np.ndarray) -> list[bytes]:
-    return np.ascontiguousarray(keys).view("V16")[:, 0].tolist()
 
 
 def _check_batch(batch: Mapping[str, Tensor], teacher: Teacher) -> None:
@@ -499,272 +392,3 @@ def _new_rows(keys: Sequence[bytes], counted: Sequence[bool], known: set[bytes])
         if counts:
             known.add(key)
     return torch.tensor(new)
-
-
-# What is stored of a position
-
-
-def _encoded_hidden(
-    teacher: Teacher, inputs: Mapping[str, Tensor], positions: Tensor, settings: CacheSettings, per_shard: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    hidden = teacher.head_inputs(inputs, positions).hidden
-    if settings.dtype == "int8":
-        # Some channels of a language model are a hundred times larger than others: without a scale of its own each of these would
-        # leave a token's other channels no bits. The first batch of a shard sets them.
-        if "channel" not in per_shard:
-            size = hidden.float().square().mean(0).sqrt()
-            per_shard["channel"] = size.clamp(min=0.01 * size.mean().item()).clamp(min=1e-12).cpu()
-        scaled = hidden.float() / per_shard["channel"].to(hidden.device)
-        scale = scaled.abs().amax(1).clamp(min=1e-12) / 127
-        stored = {"hidden": (scaled / scale[:, None]).round().to(torch.int8), "scale": scale}
-        finite = torch.isfinite(scale).all()
-    else:
-        stored = {"hidden": hidden.to(_TORCH_DTYPE[settings.dtype])}
-        finite = torch.isfinite(stored["hidden"]).all()
-    if not finite:
-        raise UsageError(f"the teacher's hidden states are not finite as {settings.dtype}. Check its weights and its dtype.")
-    return stored
-
-
-def _encoded_top_tokens(
-    teacher: Teacher, inputs: Mapping[str, Tensor], positions: Tensor, settings: CacheSettings, per_shard: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    logits = teacher.logits(inputs, positions, settings.temperature)
-    if logits.isnan().any():
-        raise UsageError("the teacher predicts NaN. Check its weights and its dtype.")
-    top = top_tokens(logits, settings.k, settings.temperature)
-    id_dtype = torch.int16 if settings.size <= 2**15 else torch.int32
-    return {"ids": top.ids.to(id_dtype), "logits": top.logits.to(_TORCH_DTYPE[settings.dtype]), "log_tail": top.log_tail.float()}
-
-
-def _decoded(read: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hidden states of int8 become fp32; what else is stored is used as it is."""
-    if "scale" not in read:
-        return read
-    return {"hidden": read["hidden"].float().mul_(read["scale"][:, None]).mul_(read["channel"])}
-
-
-# Files
-
-
-class _Writer:
-    """Collects rows and writes a shard whenever there are enough; batches are not divided."""
-
-    def __init__(self, directory: Path, rank: int, shard_bytes: float) -> None:
-        self.directory, self.rank, self.shard_bytes = directory, rank, shard_bytes
-        self.number = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        self.parts: list[dict[str, Tensor]] = []
-        self.bytes = 0
-        self.per_shard: dict[str, Tensor] = {}
-
-    def add(self, stored: dict[str, Tensor], keys: np.ndarray, lengths: Tensor) -> None:
-        self.parts.append({**stored, "keys": torch.from_numpy(keys), "lengths": lengths.to(torch.int32)})
-        self.bytes += sum(tensor.nbytes for tensor in self.parts[-1].values())
-        if self.bytes >= self.shard_bytes:
-            self.write()
-
-    def write(self) -> None:
-        if not self.parts:
-            return
-        tensors = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        while (file := self.directory / f"shard-{self.rank:05d}-{self.number:05d}.safetensors").with_suffix(".json").exists():
-            self.number += 1
-        _write_tensors(file, tensors | self.per_shard)
-        facts = {"rows": len(tensors["keys"]), "positions": int(tensors["lengths"].sum())}
-        _write_json(file.with_suffix(".json"), {**facts, "bytes": file.stat().st_size, "sha256": _sha256(file)})
-        self._forget()
-
-
-class _Shard:
-    """A shard's tensors, mapped into memory: what is not read is not loaded.
-
-    Raises: UsageError, it is missing, or not what was written.
-    """
-
-    def __init__(self, directory: Path, name: str, verify: bool = False) -> None:
-        file, facts_file = directory / f"{name}.safetensors", directory / f"{name}.json"
-        remedy = f"Delete '{facts_file}' if it is there, and build the cache again with the same settings: it mends that shard."
-        if not facts_file.exists() or not file.exists():
-            raise UsageError(f"shard '{file}' is missing. {remedy}")
-        facts = _read_json(facts_file)
-        self.rows, self.positions, self.file_bytes = facts["rows"], facts["positions"], facts["bytes"]
-        if file.stat().st_size != self.file_bytes:
-            raise UsageError(f"shard '{file}' has {file.stat().st_size} bytes, {self.file_bytes} were written. {remedy}")
-        if verify and _sha256(file) != facts["sha256"]:
-            raise UsageError(f"shard '{file}' is corrupt: its checksum differs from the one written. {remedy}")
-        try:
-            with safe_open(file, "pt") as reader:
-                self.tensors = {name: reader.get_tensor(name) for name in reader.keys()}
-        except SafetensorError as error:
-            raise UsageError(f"shard '{file}' is corrupt ({error}). {remedy}") from error
-
-    def at(self, places: Tensor) -> dict[str, Tensor]:
-        """What is stored for some positions, int64 [n]; and for all of the shard."""
-        stored = {name: tensor for name, tensor in self.tensors.items() if name not in ("keys", "lengths")}
-        return {name: tensor if name == "channel" else tensor.index_select(0, places) for name, tensor in stored.items()}
-
-
-def _settings(
-    teacher: Teacher,
-    kind: str,
-    dtype: str | None,
-    k: int | None,
-    temperature: float | None,
-    fingerprint: Mapping[str, Any] | None,
-) -> CacheSettings:
-    if kind not in DTYPES:
-        raise UsageError(f"kind={kind!r} is unknown. Use 'hidden' or 'topk'.")
-    dtype = DTYPES[kind][0] if dtype is None else dtype
-    if dtype not in DTYPES[kind]:
-        raise UsageError(f"dtype={dtype!r} is unknown for kind={kind!r}. Use one of {', '.join(DTYPES[kind])}.")
-    if not teacher.models:
-        raise UsageError(f"{type(teacher).__name__} runs no model, so there is nothing to cache. Give a live teacher.")
-    vocab_map = _vocab_map_of(teacher)
-    if kind == "hidden":
-        if teacher.fallback is not None:
-            raise UsageError(f"no hidden states can be cached: {teacher.fallback}. Use kind='topk'.")
-        if k is not None or temperature is not None:
-            raise UsageError(f"k={k} and temperature={temperature} belong to kind='topk'. Leave them out: 'hidden' holds all.")
-        size = teacher.head.size
-    else:
-        size = teacher.size
-        k, temperature = DEFAULT_K if k is None else k, 1.0 if temperature is None else float(temperature)
-        if not 1 <= k <= size:
-            raise UsageError(f"k={k} is out of range: the teacher predicts {size} tokens. Use 1 to {size}, e.g. {DEFAULT_K}.")
-        if not temperature > 0:
-            raise UsageError(f"temperature={temperature} is not positive. Use the loss's, e.g. 1.0.")
-    made_from = dict(fingerprint or {})
-    if "teacher" not in made_from:
-        made_from["teacher"] = " ".join(teacher_fingerprint(model) for model in teacher.models)
-        if hasattr(teacher, "weights"):
-            made_from["teacher"] += f" {teacher.weights}"
-    kept = _kept_hash(vocab_map) if kind == "topk" else None
-    return CacheSettings(kind, dtype, size, k, temperature, kept, json.loads(json.dumps(made_from, default=str)))
-
-
-def _vocab_map_of(teacher: Any) -> VocabMap | None:
-    return teacher.vocab_map if hasattr(teacher, "vocab_map") else _vocab_map_of(teacher.teachers[0])
-
-
-def _kept_hash(vocab_map: VocabMap | None) -> str | None:
-    return None if vocab_map is None else hashlib.sha256(vocab_map.kept_ids.astype("<i8").tobytes()).hexdigest()
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], only_given: bool = False) -> list[str]:
-    """What the two have otherwise, in words; of what `here` does not name nothing is said if `only_given`."""
-    there, here = (_flat(json.loads(json.dumps(values, default=str))) for values in (there, here))
-    names = list(here) if only_given else list(there | here)
-    return [
-        f"{name} is {_short(there, name)} there and {_short(here, name)} here"
-        for name in names
-        if (name in there, there.get(name)) != (name in here, here.get(name))
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def _short(values: Mapping[str, Any], name: str) -> str:
-    text = repr(values[name]) if name in values else "not recorded"
-    return text if len(text) <= 40 else f"{text[:16]}..."
-
-
-def _begin(directory: Path, settings: CacheSettings) -> None:
-    """Claims the directory, or finds that it is this cache's already; it is not whole from here on."""
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"'{directory}' is a file: give a folder for the cache.")
-    directory.mkdir(parents=True, exist_ok=True)
-    if (directory / SETTINGS_FILE).exists():
-        differences = _differences(dataclasses.asdict(_read_settings(directory)), dataclasses.asdict(settings))
-        if differences:
-            raise UsageError(f"'{directory}' holds another cache: {'; '.join(differences)}. Give another folder, or delete it.")
-    else:
-        _write_json(directory / SETTINGS_FILE, dataclasses.asdict(settings))
-    (directory / WHOLE_FILE).unlink(missing_ok=True)
-    for partial in directory.glob(".*.partial"):
-        partial.unlink()
-
-
-def _read_settings(directory: Path) -> CacheSettings:
-    file = directory / SETTINGS_FILE
-    if not file.exists():
-        raise UsageError(f"there is no cache at '{directory}'. Write one with TeacherCache.build first.")
-    content = _read_json(file)
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise UsageError(f"'{file}' does not describe a cache of version {_VERSION}, which this package reads: build it again.")
-    return CacheSettings(**content)
-
-
-def _shard_names(directory: Path) -> list[str]:
-    return sorted(file.stem for file in directory.glob("shard-*.json"))
-
-
-def _write_head(
-    directory: Path, teacher: Any, inputs: Mapping[str, Tensor], positions: Tensor, vocab_map: VocabMap | None
-) -> None:
-    """All V rows of the output embedding, whatever rows the teacher predicts."""
-
-    def write(head: HeadInputs) -> None:  # inside of the forward, where sharded weights are whole
-        tensors = {"weight": head.weight, "bias": head.bias}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
-        _write_tensors(directory / HEAD_FILE, tensors, {"transform": json.dumps([head.scale, head.softcap])})
-
-    teacher.head.collect(teacher.model, teachers_ids(inputs, vocab_map), write, positions)
-
-
-def _read_head(directory: Path, vocab_map: VocabMap | None) -> HeadInputs:
-    """The output embedding, the kept rows of it, and no hidden states."""
-    file = directory / HEAD_FILE
-    try:
-        with safe_open(file, "pt") as reader:
-            tensors = {name: reader.get_tensor(name) for name in reader.keys()}
-            scale, softcap = json.loads(reader.metadata()["transform"])
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"'{file}' is missing or corrupt ({error}). Delete it, and build the cache again with the same settings."
-        ) from error
-    if vocab_map is not None:
-        kept = torch.from_numpy(vocab_map.kept_ids.copy())
-        tensors = {name: tensor.index_select(0, kept) for name, tensor in tensors.items()}
-    weight = tensors["weight"]
-    return HeadInputs(weight.new_empty(0, weight.shape[1]), weight, tensors.get("bias"), scale, softcap)
-
-
-def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    partial = _partial(file)
-    save_file(tensors, partial, metadata)  # of one entry at most, for their order changes from run to run
-    os.replace(partial, file)
-
-
-def _write_json(file: Path, content: Any) -> None:
-    partial = _partial(file)
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"'{file}' cannot be read ({error}). Delete it, and build the cache again with the same settings."
-        ) from error
-
-
-def _partial(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{os.getpid()}.partial")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as reader:
-        while block := reader.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,8 @@ from hf_glmd.errors import UsageError
 from hf_glmd.models.class_heads import ClassHead, head_of
 from hf_glmd.models.heads import HeadInputs, HeadRows, evaluating
 from hf_glmd.models.loading import load_teacher_model
+from hf_glmd.training.cache_files import SETTINGS_FILE
+from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.vocab.vocab_map import VocabMap
 
 
@@ -184,6 +187,11 @@ class TeacherEnsemble:
     def models(self) -> list[nn.Module]:
         return [model for teacher in self.teachers for model in teacher.models]
 
+    @property
+    def epochs(self) -> int | None:
+        """How many choices of hidden words all of its caches hold; None: it has no caches."""
+        return min((teacher.epochs for teacher in self.teachers if isinstance(teacher, TeacherCache)), default=None)
+
     def to(self, device: torch.device) -> TeacherEnsemble:
         for teacher in self.teachers:
             teacher.to(device)
@@ -202,11 +210,16 @@ class TeacherEnsemble:
 
 
 def as_teacher(teacher: Any, vocab_map: VocabMap | None = None) -> Teacher:
-    """Whatever a trainer was given for a teacher, as one: a model, its name or path, several of these, or a teacher already."""
+    """Whatever a trainer was given for a teacher, as one: a model, its name or path, the path of a cache, several of these, or a
+    teacher already."""
     if isinstance(teacher, (list, tuple)):
         return TeacherEnsemble([as_teacher(one, vocab_map) for one in teacher])
+    if isinstance(teacher, (str, PathLike)) and (Path(teacher) / SETTINGS_FILE).is_file():
+        return TeacherCache.load(teacher, vocab_map)
     if isinstance(teacher, (str, PathLike, nn.Module)):
         return LiveTeacher(teacher, vocab_map)
     if hasattr(teacher, "head_inputs"):
         return teacher
-    raise UsageError(f"teacher is a {type(teacher).__name__}. Pass a model, its Hub name or path, a list of these, or a teacher.")
+    raise UsageError(
+        f"teacher is a {type(teacher).__name__}. Pass a model, its Hub name or path, a cache, a list of these, or a teacher."
+    )

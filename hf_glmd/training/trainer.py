@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
-import datasets
 import torch
-from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_glmd.corpora.blocks import ORIGINAL_IDS, pack_blocks, pair_rows
+from hf_glmd.corpora.blocks import ORIGINAL_IDS
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.classes import class_loss, class_scores
 from hf_glmd.losses.functional import (
@@ -29,9 +27,11 @@ from hf_glmd.losses.topk import topk_word_prediction_loss, topk_word_prediction_
 from hf_glmd.models.class_heads import ClassHead, head_of, is_classifier, problem_of
 from hf_glmd.models.heads import HeadInputs, is_masked_lm
 from hf_glmd.tasks.candidates import QUESTION_COLUMNS, CandidateCollator, candidate_scores
-from hf_glmd.training.class_rows import ClassCollator, check_same_classes, class_rows
+from hf_glmd.training.cached_rows import check_cached
+from hf_glmd.training.class_rows import ClassCollator, check_same_classes
 from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.rows import readable, row_length, token_rows
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import Teacher, TeacherEnsemble, as_teacher
@@ -41,7 +41,6 @@ from hf_glmd.vocab.vocab_map import IGNORED, VocabMap
 
 logger = logging.getLogger(__name__)
 
-MAX_DEFAULT_LENGTH = 512
 DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
@@ -56,8 +55,9 @@ class GLMDTrainer(TokenMeanTrainer):
 
     Args:
         model: the student; one that predicts words or, for `soft_label`, an `AutoModelForSequenceClassification`.
-        teacher: a model, its Hub name or path, a list of these (the mean of their predictions), or a teacher: `LiveTeacher`,
-            `AdaptersOffTeacher`, `TeacherEnsemble`, `TeacherCache`. It is frozen, and never saved with the student.
+        teacher: a model, its Hub name or path, the path of a cache, a list of these (the mean of their predictions), or a
+            teacher: `LiveTeacher`, `AdaptersOffTeacher`, `TeacherEnsemble`, `TeacherCache`. It is frozen, and never saved with
+            the student.
         args: a `GLMDConfig`.
         train_dataset, eval_dataset: rows of `input_ids` in the student's ids, or of text (`args.text_column`), which is then
             packed into blocks. For `soft_label`: cloze rows, as `ClozeTask.encode` makes them; or, of two classifiers, rows of
@@ -122,17 +122,15 @@ class GLMDTrainer(TokenMeanTrainer):
             )
         if self.problem is not None:
             self._check_classes(model, args)
-        masked_lm = kind == "masked language model"
-        if self.problem is None and not masked_lm and (args.positions == "masked" or args.mask_share):
-            raise UsageError(
-                f"positions='{args.positions}' with mask_share={args.mask_share} hides words, but {type(model).__name__} "
-                "predicts the next one. Leave both at their defaults."
-            )
         if data_collator is None:
             data_collator = default_collator(args, processing_class, model)
         if args.objective == "word_prediction" or self.problem is not None:
-            train_dataset = self._tokenised(train_dataset, model, args, processing_class)
-            eval_dataset = self._tokenised(eval_dataset, model, args, processing_class)
+            limit = readable([model, *self.teacher.models])
+            wanted = args.max_length or getattr(self.teacher, "max_length", None)  # a cache knows how long its rows are
+            length, classes = row_length(wanted, limit, processing_class), self.problem is not None
+            train_dataset, eval_dataset = (
+                token_rows(part, processing_class, args, length, limit, classes) for part in (train_dataset, eval_dataset)
+            )
         super().__init__(
             model=model,
             args=args,
@@ -149,8 +147,9 @@ class GLMDTrainer(TokenMeanTrainer):
             )
         self.teacher.to(args.device)
         self._say_why_not_fused()
-        if self.teacher.models:  # a cache holds what was masked once, and nothing else
-            self.add_callback(_EpochOfMasks(self.data_collator))
+        if isinstance(self.teacher, TeacherCache):
+            self._check_cached(self.teacher)
+        self.add_callback(_EpochOfMasks(self.data_collator, getattr(self.teacher, "epochs", None)))
         model.add_model_tags(self._tag_names)
 
     def _check_classes(self, model: PreTrainedModel, args: GLMDConfig) -> None:
@@ -172,21 +171,14 @@ class GLMDTrainer(TokenMeanTrainer):
 
     # Data
 
-    def _tokenised(self, dataset: Any, model: PreTrainedModel, args: GLMDConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-        if isinstance(dataset, Mapping) and not isinstance(dataset, datasets.Dataset):
-            return {name: self._tokenised(part, model, args, tokenizer) for name, part in dataset.items()}
-        columns = getattr(dataset, "column_names", None)
-        if columns is None or "input_ids" in columns:
-            return dataset
-        length = args.max_length or min(
-            *(max_positions(one.config) for one in (model, *self.teacher.models)), tokenizer.model_max_length, MAX_DEFAULT_LENGTH
-        )
-        with PartialState().local_main_process_first():  # the others read what the first one cached
-            if self.problem is not None:
-                return class_rows(dataset, tokenizer, length, args.text_column, args.pair_column)
-            if args.target_column is not None:
-                return pair_rows(dataset, tokenizer, length, args.text_column, args.target_column)
-            return pack_blocks(dataset, tokenizer, length, column=args.text_column, separate=args.separate_documents)
+    def _check_cached(self, cache: TeacherCache) -> None:
+        """Raises: UsageError, the cache was made from other rows, or with other words hidden."""
+        cache.check_recorded({"data": getattr(self.data_collator, "choices", {})})
+        held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        sets = {"train_dataset": self.train_dataset} | {f"eval_dataset {name}".strip(): part for name, part in held_out.items()}
+        for name, dataset in sets.items():
+            if dataset is not None:
+                check_cached(cache, dataset, self.data_collator, name, self._teacher_inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -355,22 +347,33 @@ class GLMDTrainer(TokenMeanTrainer):
 
 
 class _EpochOfMasks(TrainerCallback):
-    """Tells the collator the epoch, so that each hides other words."""
+    """Tells the collator the epoch, so that each hides other words.
 
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
+    Args:
+        collator: is told.
+        cached: how many choices of words a cached teacher has seen, which are gone through again and again; None: any number.
+    """
+
+    def __init__(self, collator: Any, cached: int | None = None) -> None:
+        self.collator, self.cached = collator, cached
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         if hasattr(self.collator, "epoch"):
-            self.collator.epoch = int(state.epoch or 0) + 1  # 0 is the evaluation's
+            epoch = int(state.epoch or 0)
+            self.collator.epoch = epoch + 1 if self.cached is None else epoch % self.cached  # 0 is the evaluation's
 
 
 def default_collator(
     args: GLMDConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> WordPredictionCollator | TargetCollator | CandidateCollator | ClassCollator:
-    """The collator that goes with an objective and a kind of model."""
+    """The collator that goes with an objective and a kind of model. Raises: UsageError, the model cannot do what is asked."""
     if is_classifier(model):
         return ClassCollator(tokenizer)
+    if not is_masked_lm(model) and (args.positions == "masked" or args.mask_share):
+        raise UsageError(
+            f"positions='{args.positions}' with mask_share={args.mask_share} hides words, but {type(model).__name__} "
+            "predicts the next one. Leave both at their defaults."
+        )
     if args.objective == "soft_label":
         return CandidateCollator(tokenizer)
     if kind_of(model) == "encoder-decoder":
@@ -394,8 +397,3 @@ def kl_of_candidates(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) at temperature 1 over the last dimension; columns of -inf in both are no candidates."""
     missing = torch.isinf(teacher)
     return dense_word_prediction_loss(student.masked_fill(missing, -1e30), teacher, 1.0)
-
-
-def max_positions(config: PreTrainedConfig) -> int:
-    """The longest input a model can read; very large when its positions are not limited by a table."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31

@@ -17,7 +17,8 @@ import vocab_helpers
 from hf_glmd import LiveTeacher, UsageError, VocabMap
 from hf_glmd.losses.topk import dense_topk_loss, top_tokens
 from hf_glmd.models.heads import HeadInputs
-from hf_glmd.training.teacher_cache import TeacherCache, row_keys, teacher_fingerprint
+from hf_glmd.training.fingerprints import teacher_fingerprint
+from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import TeacherEnsemble
 from hf_glmd.training.token_mean import model_inputs
 
@@ -155,39 +156,6 @@ def test_an_inputs_dtype_is_no_matter_and_nothing_counted_is_no_row(cached):
     foreign = batch([([9, 8, 7], [False] * 3)])
     empty = cache.head_inputs(*arguments(foreign))
     assert empty.hidden.shape == (0, HIDDEN) and empty.logits().shape == (0, vocab_helpers.V)
-
-
-def test_keys_tell_apart_all_that_a_teacher_reads():
-    ids, mask = torch.tensor([[5, 6, 7, 0]]), torch.tensor([[1, 1, 1, 0]])
-    counted = mask.bool()
-
-    def key(**inputs):
-        counts = inputs.pop("counted", counted)
-        return row_keys(inputs, counts).tobytes()
-
-    plain = key(input_ids=ids, attention_mask=mask)
-    assert plain == key(input_ids=ids[:, :3], attention_mask=mask[:, :3], counted=counted[:, :3])
-    assert plain == key(input_ids=ids[:, :3], counted=counted[:, :3])
-    packed = torch.tensor([[0, 1, 0, 0]])
-    others = [
-        key(input_ids=ids, counted=counted),
-        key(input_ids=ids + 1, attention_mask=mask),
-        key(input_ids=ids, attention_mask=mask, counted=torch.tensor([[True, True, False, False]])),
-        key(input_ids=ids, attention_mask=mask, position_ids=packed),
-        key(input_ids=ids, attention_mask=mask, position_ids=torch.arange(4)[None]),
-        key(input_ids=ids, attention_mask=mask, decoder_input_ids=ids),
-        key(input_ids=ids, attention_mask=mask, decoder_input_ids=ids + 1),
-        key(input_ids=ids, attention_mask=mask[:, [3, 0, 1, 2]], counted=counted[:, [3, 0, 1, 2]]),
-    ]
-    assert len({plain, *others}) == len(others) + 1
-    # Packed causal rows and decoders have no mask: their padding is behind all that counts.
-    longer = torch.nn.functional.pad(ids, (0, 3)), torch.nn.functional.pad(counted, (0, 3))
-    assert key(input_ids=ids, position_ids=packed) == key(
-        input_ids=longer[0], position_ids=torch.tensor([[0, 1, 0, 0, 1, 2, 3]]), counted=longer[1]
-    )
-    assert key(input_ids=ids, attention_mask=mask, decoder_input_ids=ids) == key(
-        input_ids=ids, attention_mask=mask, decoder_input_ids=longer[0], counted=longer[1]
-    )
 
 
 # Vocabularies
@@ -405,21 +373,6 @@ def test_the_files_are_not_loaded(tmp_path):
     assert own_memory_mib() - before < 25
 
 
-def test_a_model_is_the_same_teacher_wherever_it_came_from(tmp_path):
-    for name in ("bert", "t5", "llama"):
-        made = vocab_helpers.tiny_model(name)
-        made.save_pretrained(tmp_path / name)
-        assert teacher_fingerprint(type(made).from_pretrained(tmp_path / name)) == teacher_fingerprint(made)
-    made = model()
-    first = teacher_fingerprint(made.bfloat16())
-    assert teacher_fingerprint(made.float()) == first
-    with torch.no_grad():
-        made.bert.encoder.layer[2].attention.output.dense.weight[3, 5] += 1e-3
-    assert teacher_fingerprint(made) != first
-    made.config.layer_norm_eps *= 2
-    assert len({first, teacher_fingerprint(made), teacher_fingerprint(model())}) == 3
-
-
 def test_it_is_checked_what_it_was_made_from(teacher, cached):
     cache = TeacherCache.load(cached, fingerprint={"teacher": teacher_fingerprint(teacher.model), "data": {"mask_share": 0.15}})
     with pytest.raises(UsageError, match=r"teacher is '[0-9a-f]+\.\.\. there and '[0-9a-f]+\.\.\. here"):
@@ -476,21 +429,6 @@ def test_what_cannot_be_cached(teacher, cached, tmp_path):
     del packed["attention_mask"]
     with pytest.raises(UsageError, match="packed texts of a causal model, the teacher BertForMaskedLM reads from both sides"):
         TeacherCache.build(teacher, [packed], tmp_path / "packed")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"input_ids": torch.zeros(2, 3)}, r"'input_ids' is float32 \(2, 3\)"),
-        ({"attention_mask": torch.ones(2, 1, 3, 3)}, r"attention mask \(2, 1, 3, 3\) does not fit 'input_ids' \(2, 3\)"),
-        ({"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}, "or padding"),
-        ({"positions": torch.ones(2, 4).bool()}, r"prediction_mask \(2, 4\)"),
-    ],
-)
-def test_rows_that_have_no_key(change, message):
-    inputs = {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2, 3)} | change
-    with pytest.raises(UsageError, match=message):
-        row_keys(inputs, inputs.pop("positions", torch.ones(2, 3).bool()))
 
 
 def test_a_row_that_is_not_there(cached):
