@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -249,6 +249,9 @@ class TeacherCache:
                 f"the cache '{self.directory}' is for temperature {self.settings.temperature}, the loss is at {temperature}. "
                 f"Train at {self.settings.temperature}, or build one of kind='hidden', good for any."
             )
+
+    def prepare(self, accelerator: Accelerator) -> TeacherCache:
+        return self.to(accelerator.device)
 
     def to(self, device: torch.device | str) -> TeacherCache:
         """Puts the output embedding on a device; what is read goes there too."""
