@@ -23,6 +23,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.losses.chunked import LazyLogits
 from hf_glmd.losses.reference import dense_logits
 from hf_glmd.models.config_ids import referenced_ids
+from hf_glmd.models.sharding import gathered, is_sharded, whole
 
 _PROBES = (0.0, 1e-3, 1.0, -30.0, 6e4)
 """Logits that are shown to a model: the offset, the slope, two points between, and where a softcap is reached."""
@@ -93,7 +94,13 @@ class WordHead:
         unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
         # Keys and values would be kept for words that are never generated, and a cache hides where packed texts end.
         self._settings = {"use_cache": False} if "use_cache" in inspect.signature(unwrapped.forward).parameters else {}
-        self.fallback = self._find_out(model)
+        with gathered(model.parameters()):  # of a model that was sharded when it was loaded
+            self.fallback = self._find_out(model)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the rows that `inputs` returns are gone when the model's forward is over; those of `rows` stay."""
+        return is_sharded(self._module.weight)
 
     def rows(self, token_ids: Tensor) -> HeadRows:
         """The rows of some tokens, gathered once, for a frozen model; where logits are picked afterwards, only their numbers."""
@@ -171,8 +178,11 @@ class WordHead:
         self._collect, self._collected = at_head, None
         try:
             with replaced_forward(self._module, self._forward):
-                model(**inputs, **self._settings)
-            return self._collected
+                output = model(**inputs, **self._settings)
+            result, output = self._collected, getattr(output, "logits", None)
+            if isinstance(result, Tensor) and result.requires_grad and isinstance(output, Tensor):
+                return _ThroughOutput.apply(result, output)
+            return result
         finally:
             self._collect = self._collected = None
 
@@ -211,8 +221,7 @@ class WordHead:
                 if not self._find_transform(model, inputs, wanted.shape):
                     return f"{name} changes the logits of {what} in an unknown way"
                 self.fallback = None
-                head = self.inputs(model, inputs)
-                found = None if head is None else head.logits()
+                found = self.logits(model, inputs)
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 return f"{name} uses {what} in an unknown way ({str(error).splitlines()[0]})"
         if found is None:
@@ -255,8 +264,26 @@ class WordHead:
         return True
 
 
+class _ThroughOutput(torch.autograd.Function):
+    """A result of the head, whose backward passes the model's output first, with a gradient of 0.
+
+    FSDP and DeepSpeed gather a module's weights for the backward when it reaches the module's output. What the head made knows
+    nothing of what the modules around it did to their outputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, output: Tensor) -> Tensor:
+        ctx.output = output.shape, output.dtype, output.device
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        shape, dtype, device = ctx.output
+        return gradient, torch.zeros(shape, dtype=dtype, device=device)
+
+
 class HeadRows:
-    """The rows of a frozen output embedding for some tokens, gathered once.
+    """The rows of a frozen output embedding for some tokens, gathered once: from all processes, where it is sharded.
 
     Args:
         module: the output embedding; None: there is nothing to gather, only the ids matter.
@@ -268,10 +295,13 @@ class HeadRows:
         self.token_ids = token_ids
         if module is None:
             return
-        token_ids = token_ids.to(module.weight.device)
-        self.weight = module.weight.detach().index_select(0, token_ids)
-        bias = with_offset(module.bias, offset)
-        self.bias = None if bias is None else bias.detach().index_select(0, token_ids)
+        parts = [module.weight] if module.bias is None else [module.weight, module.bias]
+        with torch.no_grad(), gathered(parts):
+            weight, *bias = (whole(part) for part in parts)
+            bias = with_offset(bias[0] if bias else None, offset)
+            token_ids = token_ids.to(weight.device)
+            self.weight = weight.detach().index_select(0, token_ids)
+            self.bias = None if bias is None else bias.detach().index_select(0, token_ids)
 
 
 def at_positions(states: Tensor, positions: Tensor) -> Tensor:

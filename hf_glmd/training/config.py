@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB
+from hf_glmd.training.preparation import load_whole_unless_asked
 
 DEFAULT_TEMPERATURE = {"word_prediction": 15.0, "soft_label": 1.0}
 """Of the paper, METHOD sections "Word-prediction loss" and "Stages"."""
@@ -105,3 +106,4 @@ class GLMDConfig(TrainingArguments):
         if mistakes:
             raise UsageError("; ".join(mistakes) + ".")
         super().__post_init__()
+        load_whole_unless_asked(self.deepspeed_plugin)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -272,6 +272,9 @@ class TeacherCache:
                 f"the cache '{self.directory}' is for temperature {self.settings.temperature}, the loss is at {temperature}. "
                 f"Train at {self.settings.temperature}, or build one of kind='hidden', good for any."
             )
+
+    def prepare(self, accelerator: Accelerator) -> TeacherCache:
+        return self.to(accelerator.device)
 
     def to(self, device: torch.device | str) -> TeacherCache:
         """Puts the output embedding on a device; what is read goes there too."""

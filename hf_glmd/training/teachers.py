@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from hf_glmd.models.class_heads import ClassHead, head_of
 from hf_glmd.models.heads import HeadInputs, HeadRows, evaluating
 from hf_glmd.models.loading import load_teacher_model
 from hf_glmd.training.cache_files import SETTINGS_FILE
+from hf_glmd.training.preparation import prepare_frozen
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.vocab.vocab_map import VocabMap
 
@@ -37,6 +39,9 @@ class Teacher(Protocol):
 
     def to(self, device: torch.device) -> Teacher:
         """Puts what it computes with on a device."""
+
+    def prepare(self, accelerator: Accelerator) -> Teacher:
+        """Puts what it computes with where the student is put: on the device, or sharded over the processes."""
 
     def logits(self, inputs: Mapping[str, Any], positions: Tensor, temperature: float = 1.0) -> Tensor:
         """What it predicts at the chosen positions.
@@ -68,7 +73,7 @@ class LiveTeacher:
         if not isinstance(model, nn.Module):
             # Checkpoints in half precision are slow and coarse on a CPU.
             model = load_teacher_model(model, **({} if torch.accelerator.is_available() else {"dtype": torch.float32}))
-        self.model = model
+        self.model = self._running = model
         self._freeze()
         self.vocab_map = vocab_map
         with self._teaching():
@@ -94,19 +99,29 @@ class LiveTeacher:
         return [self.model]
 
     def to(self, device: torch.device) -> LiveTeacher:
-        # What was loaded with a device map, or in 8 or 4 bits, is where it belongs.
-        if getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False):
+        if self._is_movable:
             self.model.to(device)
         self._rows = None
         return self
 
+    def prepare(self, accelerator: Accelerator) -> LiveTeacher:
+        if self._is_movable:
+            self._running = prepare_frozen(self.model, accelerator)
+        self._rows = None
+        return self
+
+    @property
+    def _is_movable(self) -> bool:
+        # What was loaded with a device map, or in 8 or 4 bits, is where it belongs.
+        return getattr(self.model, "hf_device_map", None) is None and not getattr(self.model, "is_quantized", False)
+
     def logits(self, inputs: Mapping[str, Any], positions: Tensor, temperature: float = 1.0) -> Tensor:
         with self._teaching():
-            return self.head.logits(self.model, self._own_ids(inputs), positions, self._kept_rows())
+            return self.head.logits(self._running, self._own_ids(inputs), positions, self._kept_rows())
 
     def head_inputs(self, inputs: Mapping[str, Any], positions: Tensor) -> HeadInputs:
         with self._teaching():
-            return self.head.inputs(self.model, self._own_ids(inputs), positions, self._kept_rows())
+            return self.head.inputs(self._running, self._own_ids(inputs), positions, self._kept_rows())
 
     def _freeze(self) -> None:
         self.model.requires_grad_(False)
@@ -128,8 +143,11 @@ class LiveTeacher:
         return {**inputs, **{name: self.vocab_map.to_original(value) for name, value in ids.items()}}
 
     def _kept_rows(self) -> HeadRows | None:
-        if self.vocab_map is not None and self._rows is None:
-            self._rows = self.head.rows(torch.tensor(self.vocab_map.kept_ids))
+        if self._rows is None:
+            if self.vocab_map is not None:
+                self._rows = self.head.rows(torch.tensor(self.vocab_map.kept_ids))
+            elif self.head.fallback is None and self.head.is_sharded:
+                self._rows = self.head.rows(torch.arange(self.head.size))
         return self._rows
 
 
@@ -148,6 +166,9 @@ class AdaptersOffTeacher(LiveTeacher):
 
     def to(self, device: torch.device) -> AdaptersOffTeacher:
         return self  # it goes where the student goes
+
+    def prepare(self, accelerator: Accelerator) -> AdaptersOffTeacher:
+        return self
 
     def _freeze(self) -> None:
         """Its adapters are the student's, and are trained."""
@@ -195,6 +216,11 @@ class TeacherEnsemble:
     def to(self, device: torch.device) -> TeacherEnsemble:
         for teacher in self.teachers:
             teacher.to(device)
+        return self
+
+    def prepare(self, accelerator: Accelerator) -> TeacherEnsemble:
+        for teacher in self.teachers:
+            teacher.prepare(accelerator)
         return self
 
     def logits(self, inputs: Mapping[str, Any], positions: Tensor, temperature: float = 1.0) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_glmd.errors import UsageError
+from hf_glmd.models.sharding import gathered
+from hf_glmd.training.preparation import check_distribution, load_whole_unless_asked
 from hf_glmd.training.stopping import StopOnSignal
 
 
@@ -33,6 +36,8 @@ class TokenMeanTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        load_whole_unless_asked(self.accelerator.state.deepspeed_plugin)
+        check_distribution(self.accelerator, self.args, self.model)
         self.signal = StopOnSignal()
         self.add_callback(self.signal)
 
@@ -114,7 +119,8 @@ class TokenMeanTrainer(Trainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._totals: Tensor | None = None
         started = time.monotonic()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with self._whole_before_training():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         self._last_log += time.monotonic() - started  # nothing is learnt meanwhile
         totals = [] if self._totals is None else self._totals.view(2, -1).tolist()
         if not totals or not any(totals[1]):
@@ -123,6 +129,22 @@ class TokenMeanTrainer(Trainer):
             if count:
                 output.metrics[f"{metric_key_prefix}_{name}"] = value / count
         return output
+
+    @contextmanager
+    def _whole_before_training(self) -> Iterator[None]:
+        """accelerate shards a student together with its optimizer, which training makes: until then every process scores it
+        whole. Without this, transformers 5.23 fails under ZeRO-1, ZeRO-2 and FSDP2, and cannot train afterwards under ZeRO-3."""
+        sharding = self.is_deepspeed_enabled, self.is_fsdp_enabled
+        if not any(sharding) or self.accelerator._models:
+            yield
+            return
+        self.is_deepspeed_enabled = self.is_fsdp_enabled = False
+        try:
+            with gathered(self.model.parameters()):
+                self.model.to(self.args.device)
+                yield
+        finally:
+            self.is_deepspeed_enabled, self.is_fsdp_enabled = sharding
 
 
 def counted(inputs: Mapping[str, Any]) -> Tensor:

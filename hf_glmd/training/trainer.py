@@ -8,7 +8,6 @@ from os import PathLike
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -42,7 +41,6 @@ from hf_glmd.vocab.vocab_map import IGNORED, VocabMap
 logger = logging.getLogger(__name__)
 
 DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
-SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 class GLMDTrainer(TokenMeanTrainer):
@@ -140,12 +138,7 @@ class GLMDTrainer(TokenMeanTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if self.accelerator.distributed_type not in SUPPORTED:
-            raise UsageError(
-                f"{self.accelerator.distributed_type.value} does not shard the teacher correctly yet. "
-                "Use one process or plain data parallelism (DDP)."
-            )
-        self.teacher.to(args.device)
+        self.teacher.prepare(self.accelerator)
         self._say_why_not_fused()
         if isinstance(self.teacher, TeacherCache):
             self._check_cached(self.teacher)
@@ -247,11 +240,15 @@ class GLMDTrainer(TokenMeanTrainer):
             return self._top_tokens_loss(model, inputs, topk_word_prediction_scores)
         if self._fused:
             words, counted = model_inputs(inputs), inputs["prediction_mask"]
-            with self.accelerator.autocast():
-                student = self.head.inputs(model, words, counted)
-                teacher = self.teacher.head_inputs(self._teacher_inputs(inputs), counted)
             targets = inputs["targets"][counted] if "targets" in inputs else None
-            scores = word_prediction_scores(**self._head_arguments(student, teacher), targets=targets)
+            with self.accelerator.autocast():
+                teacher = self.teacher.head_inputs(self._teacher_inputs(inputs), counted)
+                scores = self.head.collect(
+                    model,
+                    words,
+                    lambda student: word_prediction_scores(**self._head_arguments(student, teacher), targets=targets),
+                    counted,
+                )
             if targets is not None:
                 scores["cross_entropy"] = (scores["cross_entropy"], targets != IGNORED)
             return scores
@@ -313,7 +310,12 @@ class GLMDTrainer(TokenMeanTrainer):
         # Looking costs a host synchronisation on a GPU: there once, at the start.
         if self.state.global_step > 0 and loss.device.type != "cpu":
             return
-        if self.teacher.models and not torch.isfinite(loss) and self._teacher_logits(inputs, self.args.temperature).isnan().any():
+        if not self.teacher.models:
+            return
+        # All processes look together: it takes all of them to run a sharded teacher.
+        if self.accelerator.gather(loss).isfinite().all():
+            return
+        if self._teacher_logits(inputs, self.args.temperature).isnan().any():
             who = " and ".join(f"{one.config.name_or_path or type(one).__name__} ({one.dtype})" for one in self.teacher.models)
             raise UsageError(
                 f"the teacher {who or type(self.teacher).__name__} predicts NaN at step {self.state.global_step}. Check its "

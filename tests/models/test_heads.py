@@ -165,14 +165,26 @@ def test_gradients_reach_body_and_tied_table():
     torch.testing.assert_close(grad, model.get_input_embeddings().weight.grad)
 
 
-def test_what_is_computed_at_the_head_is_the_models_output_if_a_scalar():
-    # Hooks that shard a module wait for the gradient of its output.
-    model = vocab_helpers.tiny_model("llama")
-    head, outputs = WordHead(model), []
-    handle = output_embedding(model).register_forward_hook(lambda module, args, output: outputs.append(output))
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_the_backward_of_a_scalar_made_at_the_head_passes_the_models_output_first(name):
+    # Hooks that shard a module wait for the gradient of its output. Gemma changes what leaves its head.
+    model = vocab_helpers.tiny_model(name)
+    head, reached = WordHead(model), []
+
+    def watch(module, args, output):
+        found, name = (output.logits, "model") if module is model else (output, "head")
+        if found.requires_grad:
+            found.register_hook(lambda _: reached.append(name))
+
+    for module in (model, output_embedding(model)):
+        module.register_forward_hook(watch)
     loss = head.collect(model, {"input_ids": IDS}, lambda found: found.logits().sum())
-    handle.remove()
-    assert outputs[0] is loss and loss.requires_grad
+    loss.backward()
+    assert sorted(reached) == ["head", "model"] and (name == "llama" or reached[0] == "model")
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    head.inputs(model, {"input_ids": IDS}).logits().sum().backward()
+    assert all(torch.equal(one, parameter.grad) for one, parameter in zip(found, model.parameters(), strict=True))
 
 
 def test_logits_are_wide_under_autocast_and_from_narrow_weights():
