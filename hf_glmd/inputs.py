@@ -85,7 +85,7 @@ class Inputs:
         """Loads corpus and tasks. Raises: UsageError, one is missing, empty or does not fit."""
         self.corpus  # noqa: B018 - a cached property
         for given in self.tasks:
-            given.data  # noqa: B018
+            given.check_examples(self.teacher_tokenizer)
 
     def check_teacher(self) -> None:
         """Raises: UsageError, the teacher is missing, of the wrong kind, or cannot do what the recipe asks of it."""

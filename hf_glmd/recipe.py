@@ -101,6 +101,11 @@ class TaskSection:
         None,
     )
     length_normalised: bool | None = _help("Score candidates by the mean over their tokens. Unset: by the total.", None)
+    too_long: str | None = _help(
+        "What becomes of an example that does not fit even without its longest field: 'refuse' it, or 'shorten' its others, "
+        "too. Unset: refuse.",
+        None,
+    )
     pattern_number: int | Literal["first"] | None = _help(
         "Which pattern to use, from 0. first: the first one that suits the kind of model. null: train on all, and average their "
         "answers.",

@@ -29,6 +29,7 @@ _TASK_FIELDS = (
     "metric",
     "split_verbalizers",
     "length_normalised",
+    "too_long",
     "label_column",
     "source",
 )
@@ -62,6 +63,7 @@ class TaskInputs:
 
     def __init__(self, section: TaskSection, recipe: Recipe, state: PartialState, teacher: Reader) -> None:
         self.section, self.state, self.seed, self.teacher = section, state, recipe.seed, teacher
+        self._written: dict[tuple[str, int, bool], list[datasets.Dataset]] = {}
         self.taught = recipe.task_teacher is not None
         self.folder = section.name if recipe.tasks is not None else ""
         self.label = f" ({section.name})" if recipe.tasks is not None else ""
@@ -152,11 +154,23 @@ class TaskInputs:
         parts = train.train_test_split(test_size=count, seed=self.seed)
         return parts["train"], parts["test"]
 
+    def check_examples(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes all questions that the teacher will be asked, which takes no more time than later.
+
+        Raises: UsageError, an example cannot be asked.
+        """
+        for split in self.data:
+            if split != "student" and not (split == "train" and not self.taught):
+                self.wordings(split, tokenizer, labelled=self.taught and split in ("train", "validation"))
+
     def wordings(self, split: str, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> list[datasets.Dataset]:
-        """The questions of a split, once in each wording."""
-        data, options = self.data[split], {"labelled": labelled, "causal": self.teacher.causal}
-        with self.state.main_process_first():
-            return encode_reworded(self.task, data, tokenizer, self.length, self.patterns, **options)
+        """The questions of a split, once in each wording; written once for each tokenizer."""
+        key = (split, id(tokenizer), labelled)
+        if key not in self._written:
+            data, options = self.data[split], {"labelled": labelled, "causal": self.teacher.causal}
+            with self.state.main_process_first():
+                self._written[key] = encode_reworded(self.task, data, tokenizer, self.length, self.patterns, **options)
+        return self._written[key]
 
     def questions(self, split: str, tokenizer: PreTrainedTokenizerBase, labelled: bool) -> datasets.Dataset:
         """The questions of a split in all wordings."""

@@ -91,3 +91,16 @@ def test_memory_stays_flat_while_counting(tmp_path, corpus):
     options = ["--parts", "memory", "--memory-mb", "3", "30", "--corpus", str(corpus), *TINY, "--output", str(output)]
     assert load("vocab").main(options) == 0
     assert [row["met"] for row in json.loads(output.read_text())[0]["rows"]] == [True, True]
+
+
+def test_the_scoring_benchmark_compares_the_same_batches(tmp_path, capsys):
+    model = helpers.tiny_model("bert")
+    model.save_pretrained(tmp_path)
+    helpers.generic_tokenizer(model_max_length=40).save_pretrained(tmp_path)
+    options = ["--model", str(tmp_path), "--questions", "9", "--length", "3", "6", "--batch", "4", "--repeats", "1"]
+    assert load("scoring").main([*options, "--output", str(tmp_path / "out.json")]) == 0
+    single, several = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert single["sequences"] == 9 < several["sequences"] <= 36 and single["tokens"] >= 9 * 7
+    for row in (single, several):
+        assert row["ratio"] == pytest.approx(row["scoring_s"] / row["bare_s"]) and row["bare_s"] > 0
+    assert "target 1.3" in capsys.readouterr().out

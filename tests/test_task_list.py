@@ -213,6 +213,19 @@ def test_bad_tasks_are_refused_before_anything_is_done(tmp_path, capsys, tasks, 
     assert message in run_with(tmp_path, capsys, tasks=tasks)
 
 
+def test_a_too_long_example_is_found_before_anything_is_done(tmp_path, capsys):
+    """Of the last task, of the split that is scored; and what to do about it works."""
+    text = " ".join(["walk"] * 60)
+    rows = [{"premise": text, "hypothesis": text, "label": "neutral", "idx": number} for number in range(40)]
+    for split, part in (("train", [{**row, "premise": "", "hypothesis": "x"} for row in rows]), ("val", rows)):
+        (tmp_path / "long" / "CB").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "long" / "CB" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    task = {"name": "cb", "data": str(tmp_path / "long")}
+    assert "without its longest field, where" in run_with(tmp_path, capsys, tasks=[task])
+    given = task_inputs(tmp_path / "long", **task, too_long="shorten")
+    given.check_examples(given.teacher.teacher_tokenizer)
+
+
 def test_a_plan_of_all_tasks(tmp_path, capsys):
     assert run_recipe_command(["--config", str(write_inputs(tmp_path)), "--dry-run"]) == 0
     printed = capsys.readouterr().out

@@ -16,6 +16,7 @@ from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.errors import UsageError
+from hf_glmd.mapped_tokenizer import MappedTokenizer
 from hf_glmd.tasks.official import OfficialFormat
 from hf_glmd.tasks.patterns import MASK_FIELD, Pattern
 from hf_glmd.tasks.questions import QuestionWriter, answer_ids, literal_ids
@@ -23,6 +24,7 @@ from hf_glmd.tasks.scoring import predict_answers as predict_answers
 from hf_glmd.tasks.task_metric import METRICS, TaskMetric, metric_by_name
 
 SPLIT_VERBALIZERS = ("refuse", "score")
+TOO_LONG = ("refuse", "shorten")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class ClozeTask:
             right text itself, or a list of right texts.
         split_verbalizers: what to do if a tokenizer splits a verbalizer: "refuse" it, or "score" it by all of its tokens.
         length_normalised: score candidates by the mean log-probability of their tokens instead of the total.
+        too_long: what becomes of an example that does not fit even without its longest field: "refuse" it, or "shorten" its other
+            fields, too, the longest ones first.
         derive: one example -> the columns to add before the pattern is read.
         official: how the files of a benchmark look, for `load_task_data` and `write_predictions`.
     Raises: UsageError, the parts do not make a task.
@@ -62,6 +66,7 @@ class ClozeTask:
     candidate_answers: Sequence[str] = ()
     split_verbalizers: str = "refuse"
     length_normalised: bool = False
+    too_long: str = "refuse"
     derive: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     official: OfficialFormat | None = None
 
@@ -79,6 +84,8 @@ class ClozeTask:
                 raise UsageError(f"pattern '{pattern.text}' of task {self.name} reads no column. Name one, e.g. {{text}}.")
         if self.split_verbalizers not in SPLIT_VERBALIZERS:
             raise UsageError(f"split_verbalizers='{self.split_verbalizers}' is unknown. Use 'refuse' or 'score'.")
+        if self.too_long not in TOO_LONG:
+            raise UsageError(f"too_long='{self.too_long}' is unknown. Use 'refuse' or 'shorten'.")
         if self.candidates is None:
             self._check_verbalizers()
         else:
@@ -193,6 +200,8 @@ class ClozeTask:
         return answer_ids(list(self.verbalizers.values()), spaced, tokenizer)
 
     def _check_words(self, tokenizer: PreTrainedTokenizerBase, refuse_split: bool) -> None:
+        if isinstance(tokenizer, MappedTokenizer):
+            self._check_nothing_stands_for_words(tokenizer)
         for space in self._spacings:
             for (answer, word), ids in zip(self.verbalizers.items(), self._word_ids(tokenizer, space), strict=True):
                 if not ids or tokenizer.unk_token_id in ids or (refuse_split and len(ids) > 1):
@@ -200,6 +209,19 @@ class ClozeTask:
                     raise UsageError(
                         f"verbalizer '{word}' of answer '{answer}' in task {self.name} is not a single token but "
                         f"{tokenizer.convert_ids_to_tokens(ids)}. Choose another word for it{remedy}."
+                    )
+
+    def _check_nothing_stands_for_words(self, tokenizer: MappedTokenizer) -> None:
+        """A removed word would be scored as the token that stands for it, which may be the word of another answer."""
+        kept = set(tokenizer.vocab_map.kept_ids.tolist())
+        for space in self._spacings:
+            for (answer, word), ids in zip(self.verbalizers.items(), self._word_ids(tokenizer.original, space), strict=True):
+                if lost := [token for token in ids if token not in kept]:
+                    name = tokenizer.original.convert_ids_to_tokens(lost[0])
+                    instead = tokenizer.convert_ids_to_tokens(tokenizer.vocab_map.to_small(lost[0]))
+                    raise UsageError(
+                        f"the token '{name}' of verbalizer '{word}' (answer '{answer}' of task {self.name}) was removed from the "
+                        f"vocabulary, and '{instead}' stands for it. Shrink with keep=task.keep_tokens(tokenizer)."
                     )
 
     # Data
@@ -253,8 +275,8 @@ class ClozeTask:
     ) -> datasets.Dataset:
         """Examples as token ids.
 
-        Too long examples lose the end of their longest field, never the blank, the pattern or a candidate. Special tokens that
-        are written out in the data ("[MASK]" in a text about BERT) are plain text there.
+        Too long examples lose the end of their longest field (see `too_long`), never the blank, the pattern or a candidate.
+        Special tokens that are written out in the data ("[MASK]" in a text about BERT) are plain text there.
 
         Args:
             labelled: keep the gold answer. Only the teacher's fine-tuning and the scoring may ask for it.
@@ -275,7 +297,7 @@ class ClozeTask:
         single = self.candidates is None and all(
             len(ids) == 1 for space in task._spacings for ids in task._word_ids(tokenizer, space)
         )
-        writer = QuestionWriter(task.patterns[0], tokenizer, max_length, causal, self.name)
+        writer = QuestionWriter(task.patterns[0], tokenizer, max_length, causal, self.name, self.too_long)
         dataset = task.prepared(dataset)
 
         def encode_batch(batch: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:

@@ -50,11 +50,22 @@ class QuestionWriter:
         max_length: token ids per sequence.
         causal: whether the model predicts the next word rather than a hidden one.
         task: its name, for messages.
+        too_long: what becomes of an example that does not fit even without its longest field: "refuse" it, or "shorten" its other
+            fields, too, the longest ones first.
     Raises: UsageError, the pattern leaves no room for the example, or does not suit the kind of model.
     """
 
-    def __init__(self, pattern: Pattern, tokenizer: PreTrainedTokenizerBase, max_length: int, causal: bool, task: str) -> None:
+    def __init__(
+        self,
+        pattern: Pattern,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        causal: bool,
+        task: str,
+        too_long: str = "refuse",
+    ) -> None:
         self.pattern, self.tokenizer, self.max_length, self.causal, self.task = pattern, tokenizer, max_length, causal, task
+        self.too_long = too_long
         if causal and not pattern.blank_last:
             raise UsageError(
                 f"pattern '{pattern.text}' of task {task} reads a column behind the blank, which a causal model has not seen yet "
@@ -141,10 +152,13 @@ class QuestionWriter:
         lengths = [
             int(np.sum(part == field)) for part, side in zip(owners, sides, strict=True) for field in range(len(side.spans))
         ]
-        if total - max(lengths) > room:
+        least = total - (max(lengths) if self.too_long == "refuse" else sum(lengths))
+        if least > room:
+            without = "its longest field" if self.too_long == "refuse" else "any field"
+            remedy = ", or set too_long: shorten" if self.too_long == "refuse" else ", or drop the example"
             raise UsageError(
-                f"example {number} of task {self.task} has {total} tokens, and {total - max(lengths)} without its longest field, "
-                f"where {room} fit into max_length={self.max_length}. Raise max_length, or shorten or drop the example."
+                f"example {number} of task {self.task} has {total} tokens, and {least} without {without}, where {room} fit into "
+                f"max_length={self.max_length}. Raise max_length{remedy}."
             )
         kept = shortened(lengths, room - (total - sum(lengths)))
         parts = []

@@ -318,3 +318,24 @@ def test_a_cut_vocabulary_still_answers(kind):
     task.check_tokenizer(vocab.tokenizer)
     found = [vocab.vocab_map.to_original(token) for token in task.keep_tokens(vocab.tokenizer)]
     assert found == task.keep_tokens(tokenizer)
+
+
+def nearest_tokenizer(keep):
+    """What is not in these texts is replaced by similar tokens."""
+    shrinker = VocabShrinker(TOKENIZER).count([f"{word} jump read" for word in ("walk", "sing", "play")])
+    embeddings = torch.randn(len(TOKENIZER), 8, generator=torch.Generator().manual_seed(0))
+    return shrinker.shrink(min_count=1, removed="nearest", embeddings=embeddings, keep=keep).tokenizer
+
+
+def test_a_removed_word_does_not_silently_become_another():
+    task = ClozeTask("pairs", "call {mask} : {text}", {"yes": "walk talk", "no": "talk"}, split_verbalizers="score")
+    words = [int(token) for token in TOKENIZER.convert_tokens_to_ids(["walk", "talk"])]
+    small = nearest_tokenizer(keep=words[:1])
+    assert not set(words) <= set(small.vocab_map.kept_ids.tolist()), "the test needs a word that was removed"
+    with pytest.raises(UsageError, match=r"the token 'talk' of verbalizer 'walk talk' .* was removed .* Shrink with keep="):
+        task.encode(ROWS, small, 12)
+    with pytest.raises(UsageError, match="was removed from the vocabulary"):
+        task.check_tokenizer(small)
+    kept = nearest_tokenizer(keep=task.keep_tokens(TOKENIZER))
+    row = task.encode(ROWS, kept, 12)[0]
+    assert [kept.vocab_map.to_original(ids) for ids in row["candidate_ids"]] == [words, words[1:]]

@@ -96,3 +96,24 @@ def test_a_causal_model_needs_the_blank_last():
         QuestionWriter(Pattern("{mask}: {a}"), BYTES, 60, True, "t")
     with pytest.raises(UsageError, match="has no mask token, so task t has no blank"):
         QuestionWriter(Pattern("{a} {mask}"), BYTES, 60, False, "t")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(14, 40))
+def test_further_fields_are_shortened_when_asked_for(first, second, room):
+    """The pattern, the blank and the candidates stay; both fields lose their ends, the longer one first."""
+    pattern, row = Pattern("look {a} help {b} turn {mask} rest ."), {"a": "walk " * first, "b": "talk " * second}
+    (question,) = QuestionWriter(pattern, TOKENIZER, room, False, "t", "shorten").write([row], [["walk talk"]])
+    (ids,) = question.sequences
+    walk, talk, look, rest = TOKENIZER.convert_tokens_to_ids(["walk", "talk", "look", "rest"])
+    fixed = len(QuestionWriter(pattern, TOKENIZER, 500, False, "t").write([{"a": "", "b": ""}], [["walk talk"]])[0].sequences[0])
+    assert len(ids) == min(fixed + first + second, room)
+    assert [ids.count(walk), ids.count(talk)] == shortened([first, second], room - fixed)
+    assert ids.count(look) == ids.count(rest) == 1 and question.candidate_ids == [[walk, talk]]
+    assert ids[question.blanks[0] : question.blanks[0] + 2] == [TOKENIZER.mask_token_id] * 2
+
+
+def test_a_candidate_that_leaves_no_room_is_refused_all_the_same():
+    writer = QuestionWriter(Pattern("{a} so {mask}"), TOKENIZER, 12, False, "t", "shorten")
+    with pytest.raises(UsageError, match="without any field.*or drop the example"):
+        writer.write([{"a": "walk"}], [["walk " * 20]])
