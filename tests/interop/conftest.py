@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,9 @@ def tool(record_property: Callable[[str, object], None]) -> Callable[..., None]:
 
 
 def _version(package: str) -> str | None:
+    if package == "transformers.js":
+        file = interop_helpers.TRANSFORMERS_JS / "package.json"
+        return json.loads(file.read_text())["version"] if file.is_file() and shutil.which("node") else None
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
