@@ -20,6 +20,8 @@ from hf_glmd.models.loading import load_checkpoint
 from hf_glmd.shrinking import ShrinkOptions, shrink_checkpoint
 
 TEXTS = vocab_helpers.texts(60)
+TRANSFORMERS_JS = Path(sys.prefix) / "node" / "node_modules" / "@huggingface" / "transformers"
+"""Where `make test-interop` puts it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def masked(folder: Path) -> Pair:
 
 
 def causal(folder: Path) -> Pair:
-    tokenizer = vocab_helpers.fast_tokenizer("bpe bytes", pad_token="[UNK]", eos_token="[SEP]", model_max_length=40)
+    tokenizer = vocab_helpers.fast_tokenizer(
+        "bpe bytes", pad_token="[UNK]", bos_token="[CLS]", eos_token="[SEP]", model_max_length=40
+    )
     settings = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
     settings |= {"hidden_size": 64, "head_dim": 32, "intermediate_size": 64}  # what 4-bit kernels take
     return shrunk(folder, "llama", tokenizer, 307, **settings)

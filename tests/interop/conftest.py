@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,33 @@ from hf_glmd.cards import markdown_table
 TABLE = "HF_GLMD_INTEROPERABILITY_TABLE"
 _HEAD = """# Interoperability
 
-What `hf-glmd shrink` and `GLMDTrainer` write is read by the tools below, with no code of ours. The table is made by the tests in
-`tests/interop`, each time that `make test-interop` runs.
+What `hf-glmd shrink` and `GLMDTrainer` write is read by the tools below, with no code of ours, whenever removed words are respelt
+(`removed="resegment"`, the default). The tests in `tests/interop` make the table when `make test-interop` runs; models are tiny and
+random, the tokenizers of transformers.js published ones.
 
+"""
+_FOOT = """
+## What goes along
+
+`hf-glmd shrink` also copies what lies beside the weights and holds nothing of the vocabulary: the modules of a repository of
+sentence-transformers (the tokens of its prompts stay), `preprocessor_config.json` and its kin, and the terms of the licence.
+`generation_config.json` and chat templates are written anew, with the new ids. Left behind are weights in other formats (`.bin`,
+`onnx/`, `.gguf`), which have the old vocabulary, and the model card, which tells of another model. Modules with an entry per token
+(`WordWeights`, `StaticEmbedding` and the like) are refused before anything is counted.
+
+## llama.cpp
+
+`convert_hf_to_gguf.py` takes the pre-tokenizer of a byte-level BPE from a hash of the ids of one text. Other ids, another hash: it
+ends with "BPE pre-tokenizer was not recognized" and prints the hash. Put that hash into its `get_vocab_base_pre`, beside the one of the
+original model, as it asks:
+
+```python
+if chkhsh == "the hash that it printed":
+    res = "gpt-2"  # what the function returns for the original model
+```
+
+Models with byte fallback (Llama 2, Mistral) are converted without that, from `tokenizer.json`. The scores that `tokenizer.model` held
+are then lost, as for any model that has no such file, and llama.cpp may split some words otherwise than `transformers` does.
 """
 
 
@@ -42,6 +68,9 @@ def tool(record_property: Callable[[str, object], None]) -> Callable[..., None]:
 
 
 def _version(package: str) -> str | None:
+    if package == "transformers.js":
+        file = interop_helpers.TRANSFORMERS_JS / "package.json"
+        return json.loads(file.read_text())["version"] if file.is_file() and shutil.which("node") else None
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -82,7 +111,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("interoperability")
     terminalreporter.write_line(table)
     if TABLE in os.environ:
-        Path(os.environ[TABLE]).write_text(f"{_HEAD}{table}\n", encoding="utf-8")
+        Path(os.environ[TABLE]).write_text(f"{_HEAD}{table}\n{_FOOT}", encoding="utf-8")
 
 
 def _result(outcome: str, report: Any, noted: dict[str, Any]) -> str:
