@@ -113,6 +113,8 @@ def _complete(program: argparse.ArgumentParser, shell: str) -> None:
     except ImportError as error:
         raise UsageError("completion needs the package shtab. Install it: pip install shtab") from error
     _say(shtab.complete(program, shell))
+
+
 def _add_report(commands: Any) -> None:
     from hf_glmd.report_options import ReportOptions
 
