@@ -21,6 +21,10 @@ test-slow: $(VENV)/installed
 test-interop: $(VENV)/interop
 	HF_GLMD_INTEROPERABILITY_TABLE=docs/interoperability.md $(BIN)/python -m pytest -q tests/interop -m "interop or not interop" $(ARGS)
 
+# HF_GLMD_SCREENSHOTS=FOLDER keeps pictures of the pages.
+test-browser: $(VENV)/browser
+	HF_GLMD_CHROMIUM=$${HF_GLMD_CHROMIUM:-$$(cat $(VENV)/browser)} $(BIN)/python -m pytest -q tests/browser -m browser $(ARGS)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,3 +50,11 @@ $(VENV)/interop: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,interop]"
 	if command -v npm >/dev/null; then npm install --silent --ignore-scripts --prefix $(VENV)/node @huggingface/transformers@4; fi
 	touch $@
+
+# The npm package holds the browser itself, nothing else is downloaded; its own code unpacks it and says where.
+$(VENV)/browser: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,browser]"
+	npm install --silent --ignore-scripts --prefix $(VENV)/chromium @sparticuz/chromium@153
+	cd $(VENV)/chromium && TMPDIR=$$PWD node --input-type=module -e \
+		"import chromium from '@sparticuz/chromium'; console.log(await chromium.executablePath())" > path
+	mv $(VENV)/chromium/path $@

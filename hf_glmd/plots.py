@@ -73,7 +73,7 @@ def save_vocabulary_plot(report: VocabReport, path: str | Path) -> Path:
         raise UsageError("no token counts are known, so there is no long tail to draw. Cut the vocabulary with VocabShrinker.")
     rarer = list(zip(tail.rarer_kept_ranks, tail.rarer_kept_counts, strict=True))
     figure = draw_long_tail(
-        tail.ranks, tail.counts, tail.kept_shares, report, _tail_title(report), tail.cut, tail.n_rarer_kept, rarer
+        tail.ranks, tail.counts, tail.kept_shares, report, tail_title(report), tail.cut, tail.n_rarer_kept, rarer
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def plot_titles(record: RunRecord) -> dict[str, str]:
     """Name -> finding, of the plots that `save_plots` draws for this record."""
     titles = {}
     if any(count > 0 for count in record.counts_sorted):
-        titles["long_tail"] = _tail_title(record.vocab)
+        titles["long_tail"] = tail_title(record.vocab)
     share = record.student.parameters / record.teacher.parameters
     titles["parameters"] = f"The student has {share:.0%} of the teacher's parameters"
     if (found := speed_and_score(record)) is not None:
@@ -152,7 +152,8 @@ def speed_and_score(record: RunRecord) -> SpeedAndScore | None:
     return SpeedAndScore(size, name.replace("_", " "), list(points))
 
 
-def _tail_title(vocab: VocabFacts | VocabReport) -> str:
+def tail_title(vocab: VocabFacts | VocabReport) -> str:
+    """What the long tail shows, in words."""
     return f"{_share_in_words(vocab.size / vocab.original_size)} of the tokens cover {percent(vocab.coverage)} of the text"
 
 

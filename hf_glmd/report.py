@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_glmd.cards import OBJECTIVES, PAPER_URL, TEMPLATES, comparison_rows, display_name, duration
 from hf_glmd.errors import UsageError
-from hf_glmd.plots import percent, plot_titles, speed_and_score
+from hf_glmd.plots import percent, plot_titles, speed_and_score, tail_title
 from hf_glmd.records import RunRecord, TaskScores, retained_share
 from hf_glmd.report_charts import BubbleChart, LineChart, Series, bubble_chart, line_chart, short
 from hf_glmd.report_folder import CacheFacts, CheckpointFacts, FolderFacts, StageFacts, read_folder
@@ -75,7 +75,7 @@ def render_report(facts: FolderFacts) -> str:
         title=display_name(run.name) if run else facts.name,
         subtitle=_subtitle(facts),
         tiles=_tiles(facts),
-        titles=plot_titles(run) if run else {},
+        titles=_titles(facts),
         comparison=_comparison(run) if run else [],
         parameters=_parameter_bars(facts),
         bubbles=_bubbles(run) if run else None,
@@ -83,6 +83,7 @@ def render_report(facts: FolderFacts) -> str:
         task_mean=_mean(facts.tasks) if len(facts.tasks) > 1 else None,
         stages=[_stage_view(stage) for stage in facts.stages],
         vocabulary=_vocabulary_rows(facts),
+        verified=_verified(facts.vocabulary),
         tail=_tail_chart(facts),
         scripts=_script_rows(facts.vocabulary),
         removed_examples=_removed_examples(facts),
@@ -145,6 +146,19 @@ def _tiles(facts: FolderFacts) -> list[tuple[str, str]]:
             if curve := stage.curves.get(name):
                 tiles.append((_curve_value(name, curve[-1][1]), f"{LABELS[name]} at the end"))
     return tiles
+
+
+def _titles(facts: FolderFacts) -> dict[str, str]:
+    """Section -> what it shows, in words."""
+    if facts.run:
+        return plot_titles(facts.run)
+    titles = {}
+    if report := facts.vocabulary:
+        titles["long_tail"] = tail_title(report)
+        if report.model_before and report.model_after:
+            share = percent_of(report.model_after.parameters, report.model_before.parameters)
+            titles["parameters"] = f"The model has {share} of its parameters left"
+    return titles
 
 
 def _comparison(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -310,6 +324,10 @@ def _vocabulary_rows(facts: FolderFacts) -> list[tuple[str, str]]:
         if report.new_unknown:
             rows.append(("new unknown tokens on the texts compared", f"{report.new_unknown:,}"))
     return rows
+
+
+def _verified(report: VocabReport | None) -> list[str]:
+    return report.verified.summary().split("\n") if report and report.verified else []
 
 
 def _tail_chart(facts: FolderFacts) -> LineChart | None:

@@ -20,7 +20,9 @@ from hf_glmd.models.loading import load_word_model
 from hf_glmd.plots import save_plots
 from hf_glmd.recipe import STAGES, TASK_STAGES
 from hf_glmd.records import RunRecord, TaskScores, VocabFacts, WordScores
+from hf_glmd.report import write_report
 from hf_glmd.run_folder import remove
+from hf_glmd.samples import word_samples
 from hf_glmd.stages import Stages
 from hf_glmd.task_inputs import TaskInputs, first_rows
 from hf_glmd.task_scoring import score_task
@@ -55,6 +57,7 @@ class Results:
             "words_general": words("general", "after stage 1") if self.recipe.general is not None else None,
             "words_final": words(last, "of the student"),
         }
+        student = load_word_model(self.place.stages / last, dtype=torch.float32).to(self.state.device)
         tasks = [self.task_scores(given) for given in self.given.tasks]
         details = json.loads((self.place.stages / "student" / "done.json").read_text(encoding="utf-8"))
         listed = self.recipe.tasks is not None
@@ -66,12 +69,7 @@ class Results:
         return RunRecord(
             name=self.place.path.name,
             teacher=model_facts(teacher.model, self.recipe.teacher.model, section.speed_batch_sizes, section.speed_length),
-            student=model_facts(
-                load_word_model(self.place.stages / last, dtype=torch.float32).to(self.state.device),
-                self.place.path.name,
-                section.speed_batch_sizes,
-                section.speed_length,
-            ),
+            student=model_facts(student, self.place.path.name, section.speed_batch_sizes, section.speed_length),
             vocab=VocabFacts(
                 original_size=report.get("original_size", size),
                 size=report.get("size", size),
@@ -84,6 +82,7 @@ class Results:
             **scores,
             task=None if listed or not tasks else tasks[0],
             tasks=tasks if listed else [],
+            samples=word_samples(student, teacher, self.steps.tokenizer, rows),
             stages=stages,
             corpus=self.corpus_in_words(),
             hardware=hardware(),
@@ -127,7 +126,7 @@ class Results:
         return f"{what}, {len(self.given.corpus['train']):,} texts"
 
     def publish(self, record: RunRecord, last: str, ends: Sequence[str]) -> None:
-        """Writes student/, plots/, predictions/, students/ and, as the last of all, metrics.json."""
+        """Writes student/, plots/, predictions/, students/ and, last of what counts, metrics.json, which report.html shows."""
         if self.state.is_main_process:
             unfinished, folder = self.place.path / "student.part", self.place.path / "student"
             remove(unfinished)
@@ -153,6 +152,7 @@ class Results:
                     written = self.place.path / "predictions" / given.folder / who
                     shutil.copytree(self.steps.folder("scores", given) / who, written)
             record.save(self.place.path / "metrics.json")
+            write_report(self.place.path)
         self.state.wait_for_everyone()
 
     def save_student(self, stage: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ OUTPUT_DIR/
     predictions/    the answers of both models, as the tasks' benchmarks want them; of a list in TASK/
     metrics.json    a `RunRecord`: everything that was measured
     plots/
+    report.html     all of it on one page
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hf_glmd.records import write_json
 
 OWNED = (
     "metrics.json",
+    "report.html",
     "student.part",
     "student",
     "students",

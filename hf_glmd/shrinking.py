@@ -128,7 +128,8 @@ class ShrinkResult:
 
 
 def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkResult:
-    """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map and report.
+    """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map, and what was cut
+    as JSON, picture and page.
 
     The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
     at all. What else of the checkpoint is still true goes along, see `hf_glmd.carried_files`: of a repository of
@@ -143,6 +144,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
     from hf_glmd.carried_files import REPLACED_FILES, find_carried_files
     from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
     from hf_glmd.models.loading import load_checkpoint, load_config
+    from hf_glmd.report import write_report
     from hf_glmd.tokenizer_files import STALE_FILES, load_tokenizer
     from hf_glmd.whole_folder import written_whole
 
@@ -174,6 +176,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
         vocab.save_pretrained(folder)
         vocab.save_report(folder)
         carried.copy_to(folder, vocab.report.size)
+    write_report(options.output)
     return ShrinkResult(options.output, vocab.report, verified, list(carried.names))
 
 

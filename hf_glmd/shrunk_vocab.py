@@ -121,6 +121,7 @@ class VocabReport:
     n_closure: int = field(default=0, metadata={"help": "Kept though rarer than some removed ones: others are merged from them."})
     n_placeholders_removed: int = field(default=0, metadata={"help": "Added tokens such as <unused17> that were never counted."})
     long_tail: LongTail | None = field(default=None, metadata={"help": "How often tokens were counted, for the plot."})
+    verified: VerifyReport | None = field(default=None, metadata={"help": "What was compared last with the original."})
     model_before: ModelSizes | None = field(default=None, metadata={"help": "The model that was cut last, before."})
     model_after: ModelSizes | None = field(default=None, metadata={"help": "The same, after."})
 
@@ -133,7 +134,8 @@ class VocabReport:
         """Reads what `save` wrote. Raises: UsageError, there is no such file, or it holds something else."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            for name, part in (("long_tail", LongTail), ("model_before", ModelSizes), ("model_after", ModelSizes)):
+            parts = {"long_tail": LongTail, "verified": VerifyReport, "model_before": ModelSizes, "model_after": ModelSizes}
+            for name, part in parts.items():
                 if data.get(name) is not None:
                     data[name] = part(**data[name])
             data["scripts"] = [ScriptShare(**share) for share in data.get("scripts", [])]
@@ -291,13 +293,15 @@ class ShrunkVocab:
             model: a model with the original vocabulary; None checks the tokenizer only. It reads the first few texts.
             batch_size: >= 1.
             progress: show a progress bar if it takes longer.
-        Returns: what was compared.
+        Returns: what was compared; the report keeps it, too.
         Raises: UsageError, a text is no longer the same because of characters that were not kept. RuntimeError, anything else
             differs, which is a bug.
         """
         if self._original_tokenizer is None:
             raise UsageError("verify needs the original tokenizer: from_pretrained(folder, original_tokenizer).")
-        return verify_vocabulary(self, self._original_tokenizer, texts, model, batch_size, progress)
+        verified = verify_vocabulary(self, self._original_tokenizer, texts, model, batch_size, progress)
+        self.report.verified = verified
+        return verified
 
 
 def _model_type(directory: Path) -> str | None:

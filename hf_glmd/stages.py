@@ -35,6 +35,7 @@ from hf_glmd.tasks.candidates import CandidateCollator
 from hf_glmd.tasks.rewordings import sequences
 from hf_glmd.tokenizer_files import load_tokenizer
 from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.curves import learning_curves
 from hf_glmd.training.gold_answers import GoldAnswerTrainer
 from hf_glmd.training.progress import show_progress
 from hf_glmd.training.teachers import LiveTeacher, Teacher
@@ -60,6 +61,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "eval_on_start": True,
     "save_steps": 0.2,
     "save_total_limit": 1,
+    "include_num_input_tokens_seen": "non_padding",
 }
 """Of every stage, unless the recipe says otherwise; shares are of the stage's steps."""
 
@@ -208,7 +210,7 @@ class Stages:
             return pack_blocks(self.given.corpus[split], self.tokenizer, self.given.max_length, section.column, section.num_proc)
 
     def _record(self, name: str, trainer: Trainer, seconds: float) -> StageRecord:
-        args, curve = trainer.args, [entry for entry in trainer.state.log_history if "eval_kl" in entry]
+        args = trainer.args
         return StageRecord(
             name=name,
             title=TITLES[name],
@@ -219,9 +221,8 @@ class Stages:
             seconds=seconds,
             batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             learning_rate=args.learning_rate,
-            steps_evaluated=[entry["step"] for entry in curve],
-            kl=[entry["eval_kl"] for entry in curve],
-            agreement=[entry["eval_agreement"] for entry in curve],
+            tokens=trainer.state.num_input_tokens_seen,
+            **learning_curves(trainer.state.log_history),
         )
 
     def records(self, names: Sequence[str], given: TaskInputs | None) -> list[StageRecord]:
