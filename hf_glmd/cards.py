@@ -274,6 +274,23 @@ def render_teacher_card(
     return _tidy(str(card))
 
 
+def card_tags(path: Path) -> list[str]:
+    """The tags in the metadata of a card; none if it has no metadata that can be read."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        return list(ModelCard.load(path, ignore_metadata_errors=True).data.tags or [])
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return []
+
+
+def named_in_usage(text: str, name: str) -> str:
+    """A card whose usage code loads `name`, a repository, in place of the folder it was written in."""
+    line = f"name = {json.dumps(name, ensure_ascii=False)}"
+    return re.sub(r'^name = ".*"$', lambda _: line, text, count=1, flags=re.MULTILINE)
+
+
 def is_hub_name(name: str) -> bool:
     """Whether `name` can be a repository on the Hub: well-formed and no file or folder here."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
