@@ -63,8 +63,8 @@ def _add_push(commands: Any) -> None:
     parser = commands.add_parser(
         "push",
         help="put a model on the Hub",
-        description="Pushes a folder that hf-glmd has written, in one commit: weights, tokenizer, map, card and plots. A push that "
-        "fails leaves the files of the repository as they were, and can be repeated.",
+        description="Pushes a folder that hf-glmd has written, in one commit: weights, tokenizer, map, card and plots. A push "
+        "that fails leaves the files of the repository as they were, and can be repeated.",
         epilog="Example: hf-glmd push smaller-bert my-name/smaller-bert --private. The access token is that of `hf auth login`, "
         "or HF_TOKEN.",
         allow_abbrev=False,

@@ -1,4 +1,4 @@
-"""A Hub of our own for tests: a local HTTP server that speaks its API to the real `huggingface_hub` client, with faults on demand.
+"""A Hub of our own for tests: a local server that speaks its API to the real `huggingface_hub` client, with faults on demand.
 
 Run as a program it serves an empty Hub until it is stopped: `python tests/hub_server.py PORT`.
 """
@@ -148,6 +148,7 @@ class _Refusal(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize, disable_nagle_algorithm = -1, True  # an answer of several small packets waits 40 ms for the client's word
     hub: Hub
 
     def do_GET(self) -> None:
@@ -211,6 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+        self.wfile.flush()
 
     def _break(self) -> None:
         """The client sees "connection reset by peer"."""
@@ -297,9 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refs(self, body: bytes, repo: str) -> Any:
         branches = self._repository(repo).branches.items()
-        listed = [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1].sha} for name, commits in branches
-        ]
+        listed = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1].sha} for name, commits in branches]
         return 200, {"branches": listed, "tags": [], "converts": []}, {}
 
     def _branch(self, body: bytes, repo: str, revision: str) -> Any:

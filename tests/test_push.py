@@ -163,9 +163,12 @@ def test_a_folder_that_is_not_ours_is_refused(hub, tmp_path, capsys, what):
         (place / "student" / "README.md").write_text("x")
     assert push(place) == 2 and hub.log == []
     said = {
-        "missing": "is not there", "file": "is a file", "empty": "holds nothing", "foreign": "is no model or vocabulary of hf_glmd",
+        "missing": "is not there",
+        "file": "is a file",
+        "empty": "holds nothing",
+        "foreign": "is no model or vocabulary of hf_glmd",
         "run": f"Its model is in '{place / 'student'}': push that.",
-    }  # fmt: skip
+    }
     assert said[what] in capsys.readouterr().err
 
 

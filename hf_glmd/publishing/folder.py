@@ -65,6 +65,6 @@ def content_of(name: str, path: Path, repo: str) -> Path | bytes:
 
 def check_no_token(files: dict[str, Path], token: str) -> None:
     """Raises: UsageError, one of the files holds the access token. Weights are not searched."""
-    for name, path in files.items():
+    for path in files.values():
         if path.suffix != ".safetensors" and token.encode() in path.read_bytes():
             raise UsageError(f"'{path}' holds your access token. Take it out of the file, and revoke it if others saw it.")

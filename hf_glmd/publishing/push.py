@@ -210,17 +210,19 @@ class HubTarget:
             if self.head is None:
                 with_retries(lambda: api.create_branch(self.repo, branch=self.revision, exist_ok=True), "create the branch")
                 self._look(api)
-            # Only files travel here, and this repeats by itself what fails; the commit below does not.
             operations = self._operations(contents)
+            # Only files travel here, and this repeats by itself what fails; the commit below does not.
             api.preupload_lfs_files(
                 self.repo, [one for one in operations if hasattr(one, "upload_info")], revision=self.revision, token=token
             )
 
             def commit() -> CommitInfo:
-                # Made anew each time: a commit whose answer was lost is then found to be there already.
+                nonlocal operations
+                chosen, operations = operations, None
+                # Made anew when repeated: a commit whose answer was lost is then found to be there already.
                 return api.create_commit(
                     self.repo,
-                    self._operations(contents),
+                    chosen or self._operations(contents),
                     commit_message=message,
                     revision=self.revision,
                     parent_commit=self.head,
@@ -231,13 +233,7 @@ class HubTarget:
     def _operations(self, contents: Mapping[str, Path | bytes]) -> list[Any]:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        patterns = REPLACED if self._is_ours else ("*",)
-        gone = [
-            name
-            for name in self._there
-            if name not in contents
-            and any(fnmatch.fnmatch(name, pattern) and ("/" not in name or "/" in pattern or pattern == "*") for pattern in patterns)
-        ]
+        gone = [name for name in self._there if name not in contents and (not self._is_ours or _is_replaced(name))]
         added = [CommitOperationAdd(name, part if isinstance(part, bytes) else str(part)) for name, part in contents.items()]
         return [*(CommitOperationDelete(name) for name in gone), *added]
 
@@ -287,6 +283,11 @@ class HubTarget:
 
     def _then(self) -> str:
         return f" The folder is complete; push it later: {self.later}" if self.later else ""
+
+
+def _is_replaced(name: str) -> bool:
+    """Whether a file of an earlier version goes when a new one comes; those of checkpoints, in folders of their own, stay."""
+    return any(fnmatch.fnmatch(name, pattern) and ("/" not in name or "/" in pattern) for pattern in REPLACED)
 
 
 _WRITE_TOKEN = "Use one with write permission (https://huggingface.co/settings/tokens)."
