@@ -103,7 +103,7 @@ class ShrinkResult:
 
     def table(self) -> str:
         """Before and after, for people."""
-        from hf_glmd.cards import markdown_table
+        from hf_glmd.markdown import markdown_table
         from hf_glmd.plots import percent
 
         report = self.vocabulary

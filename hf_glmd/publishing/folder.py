@@ -6,8 +6,8 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_glmd.cards import TAGS, card_tags, named_in_usage
 from hf_glmd.errors import UsageError
+from hf_glmd.model_card import TAGS, card_metadata, named_in_usage
 
 CARD = "README.md"
 
@@ -47,7 +47,9 @@ def files_to_push(folder: Path, left_out: Sequence[str] = LEFT_OUT) -> dict[str,
 
 def check_ours(folder: Path, files: Sequence[str]) -> None:
     """Raises: UsageError, the folder holds no model or vocabulary made by this package."""
-    if any(name in files for name in OUR_FILES) or (CARD in files and set(TAGS) & set(card_tags(folder / CARD))):
+    if any(name in files for name in OUR_FILES) or (
+        CARD in files and set(TAGS) & set(card_metadata(folder / CARD).get("tags") or [])
+    ):
         return
     inside = next((name for name in ("student", "model") if (folder / name / CARD).is_file()), None)
     remedy = f"Its model is in '{folder / inside}': push that." if inside else "Push one that hf_glmd has written."

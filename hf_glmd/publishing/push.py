@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_glmd import __version__
-from hf_glmd.cards import TAGS, markdown_table
 from hf_glmd.errors import UsageError
 from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
+from hf_glmd.markdown import markdown_table
+from hf_glmd.model_card import TAGS
 from hf_glmd.publishing.folder import OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_to_push
 from hf_glmd.publishing.retries import with_retries
 
