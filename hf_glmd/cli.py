@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import types
 import typing
@@ -53,12 +54,12 @@ def _shrink(arguments: argparse.Namespace) -> None:
 
     _quiet_libraries()
     options = build_section(ShrinkOptions, arguments.config, _given(arguments, ShrinkOptions))
-    result = shrink_checkpoint(options, progress=not arguments.json)
+    result = shrink_checkpoint(options, progress=not arguments.json, command=shlex.join(["hf-glmd", *sys.argv[1:]]))
     _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
 
 
 def _add_push(commands: Any) -> None:
-    from hf_glmd.publishing.push import PushOptions
+    from hf_glmd.publishing.options import PushOptions
 
     parser = commands.add_parser(
         "push",
@@ -75,7 +76,8 @@ def _add_push(commands: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from hf_glmd.publishing.push import PushOptions, push_folder
+    from hf_glmd.publishing.options import PushOptions
+    from hf_glmd.publishing.push import push_folder
 
     if arguments.json:
         from huggingface_hub.utils import disable_progress_bars

@@ -99,7 +99,7 @@ class Card:
 
     Attributes:
         name: of the model.
-        pipeline_tag: one of `AUTO_CLASSES`.
+        pipeline_tag: one of `AUTO_CLASSES`; None: there is a tokenizer only.
         summary: one paragraph.
         source: what the original model's card says.
         base_model: the original model's Hub name. A local folder is left out: the Hub would take it for somebody's repository.
@@ -120,7 +120,7 @@ class Card:
     """
 
     name: str
-    pipeline_tag: str
+    pipeline_tag: str | None
     summary: str
     source: SourceCard = field(default_factory=SourceCard)
     base_model: str | None = None
@@ -149,7 +149,8 @@ class Card:
         """
         from huggingface_hub import ModelCard, ModelCardData
 
-        _check("pipeline_tag", self.pipeline_tag, AUTO_CLASSES)
+        if self.pipeline_tag is not None:
+            _check("pipeline_tag", self.pipeline_tag, AUTO_CLASSES)
         _check("base_model_relation", self.base_model_relation, BASE_MODEL_RELATIONS)
         base_model = self.base_model if self.base_model is not None and is_hub_name(self.base_model) else None
         metadata = ModelCardData(
@@ -175,7 +176,7 @@ class Card:
             name=markdown_text(self.name),
             load_from=json.dumps(self.load_from or self.name, ensure_ascii=False),
             example=json.dumps(self.example if self.pipeline_tag == "fill-mask" else self.example.replace("{mask}", "end")),
-            auto_class=AUTO_CLASSES[self.pipeline_tag],
+            auto_class=AUTO_CLASSES.get(self.pipeline_tag),
             tokenizer_class="AutoTokenizer" if self.removed == "resegment" else "MappedTokenizer",
             limits=[*self.limits, self._licence()],
             paper_url=PAPER_URL,

@@ -41,8 +41,9 @@ from transformers import (
 from hf_glmd.cards import render_card, terminal_table
 from hf_glmd.corpora.blocks import pack_blocks
 from hf_glmd.errors import UsageError
-from hf_glmd.evaluation import compare_word_predictions, cpu_cores, hardware, model_facts, versions
+from hf_glmd.evaluation import compare_word_predictions, model_facts
 from hf_glmd.inputs import Inputs
+from hf_glmd.machine import cpu_cores, hardware, versions
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.models.student import build_student
 from hf_glmd.plots import save_plots

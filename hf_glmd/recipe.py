@@ -233,6 +233,7 @@ RESERVED = {
     "output_dir": "is set by the recipe. Use the top level's output_dir.",
     "objective": "follows from the stage. Leave it out.",
     "seed": "is set by the recipe. Use the top level's seed.",
+    "hub_token": "would be written down with the recipe. Set the environment variable HF_TOKEN, or run `hf auth login`.",
 }
 """GLMDConfig fields that a stage must not set, and why."""
 

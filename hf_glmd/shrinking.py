@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_glmd.errors import UsageError
 
 if TYPE_CHECKING:
+    from hf_glmd.publishing.push import PushResult
     from hf_glmd.shrinker import VocabShrinker
     from hf_glmd.shrunk_vocab import VocabReport
     from hf_glmd.verification import VerifyReport
@@ -64,6 +65,8 @@ class ShrinkOptions:
     multiple_of: int = _help("Round the size up to a multiple of this, by keeping more tokens.", 1)
     verify_texts: int = _help("Texts of the corpus on which the result is compared with the original.", 2_000)
     overwrite: bool = _help("Replace what an earlier run left in the output folder.", False)
+    push_to_hub: str | None = _help("Also push the result to this repository on the Hub, user/name.", metavar="REPO")
+    private: bool = _help("Of the repository, if it is new: private.", False)
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -100,31 +103,20 @@ class ShrinkResult:
     output: str
     vocabulary: VocabReport
     verified: VerifyReport
+    pushed: PushResult | None = None
 
     def table(self) -> str:
         """Before and after, for people."""
         from hf_glmd.markdown import markdown_table
-        from hf_glmd.plots import percent
+        from hf_glmd.vocabulary_card import size_rows
 
-        report = self.vocabulary
-        before, after = report.model_before, report.model_after
-        rows = [
-            ("vocabulary (tokens)", f"{report.original_size:,}", _beside(report.size, report.original_size)),
-            ("parameters", f"{before.parameters:,}", _beside(after.parameters, before.parameters)),
-            (
-                "- of the vocabulary",
-                f"{before.vocabulary_parameters:,}",
-                _beside(after.vocabulary_parameters, before.vocabulary_parameters),
-            ),
-            ("weights (MB)", f"{before.bytes / 1e6:,.1f}", f"{after.bytes / 1e6:,.1f}"),
-            ("text covered by its tokens", "100%", percent(report.coverage)),
-            ("tokens per text", "1.000x", f"{report.length_ratio:.3f}x"),
-        ]
-        return f"{markdown_table(rows, ['', 'before', 'after'], 'lrr')}\n\n{self.verified.summary()}\nWritten to {self.output}"
+        table = markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr")
+        pushed = f"\nPushed to {self.pushed.repo}: {self.pushed.url}" if self.pushed else ""
+        return f"{table}\n\n{self.verified.summary()}\nWritten to {self.output}{pushed}"
 
 
-def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkResult:
-    """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map and report.
+def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: str = "") -> ShrinkResult:
+    """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map, report and card.
 
     The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
     at all.
@@ -132,15 +124,23 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
     Args:
         options: see there.
         progress: show progress bars.
-    Raises: UsageError, something is missing or does not fit. RuntimeError, the verification found a difference, which is a bug.
+        command: how it was called, for the card.
+    Raises: UsageError, something is missing or does not fit, or could not be pushed; the folder is complete then. RuntimeError,
+        the verification found a difference, which is a bug.
     """
     # Loaded here, for `hf-glmd shrink --help` reads the options above and needs none of it.
     from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
+    from hf_glmd.model_card import SourceCard
     from hf_glmd.models.loading import load_checkpoint, load_config
+    from hf_glmd.publishing.options import PushOptions
+    from hf_glmd.publishing.push import check_push, push_folder
     from hf_glmd.tokenizer_files import STALE_FILES, load_tokenizer
     from hf_glmd.whole_folder import written_whole
 
     _check_output(Path(options.output), options.overwrite)
+    push = PushOptions(options.output, options.push_to_hub, private=options.private) if options.push_to_hub else None
+    if push is not None:
+        check_push(push)
     load_config(options.model, options.revision)  # a wrong name is found before an hour of counting
     tokenizer = load_tokenizer(options.model, options.revision)
     shrinker = _counted(options, tokenizer, progress)
@@ -165,7 +165,17 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
         small.save_pretrained(folder)
         vocab.save_pretrained(folder)
         vocab.save_report(folder)
-    return ShrinkResult(options.output, vocab.report, verified)
+        vocab.save_card(
+            folder,
+            name=Path(options.output).name,
+            load_from=options.output,
+            original=options.model,
+            source=SourceCard.read(options.model, options.revision),
+            corpora=options.corpus or [str(options.counts)],
+            command=command,
+            verified=verified.summary(),
+        )
+    return ShrinkResult(options.output, vocab.report, verified, push_folder(push) if push is not None else None)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -191,7 +201,3 @@ def _texts_of(files: list[str], column: str) -> Iterator[str]:
 
     for file in files:
         yield from read_texts(file, column)[0]
-
-
-def _beside(after: int, before: int) -> str:
-    return f"{after:,} ({after / before:.0%})"

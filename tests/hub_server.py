@@ -34,6 +34,7 @@ ROUTES = [
     ("info", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?"),
     ("tree", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<path>.+))?"),
     ("paths", "POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)"),
+    ("auth", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/auth-check/write"),
     ("refs", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs"),
     ("branch", "POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>[^/]+)"),
     ("preupload", "POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)"),
@@ -277,6 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._commit_of(self._repository(repo), revision)
         siblings = [{"rfilename": path, "size": len(data)} for path, data in sorted(commit.files.items())]
         return 200, {"id": repo, "modelId": repo, "sha": commit.sha, "siblings": siblings, "tags": [], "private": False}, {}
+
+    def _auth(self, body: bytes, repo: str) -> Any:
+        self._repository(repo, write=True)
+        return 200, {}, {}
 
     def _tree(self, body: bytes, repo: str, revision: str, path: str = "") -> Any:
         commit = self._commit_of(self._repository(repo), revision)

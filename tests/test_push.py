@@ -13,7 +13,8 @@ from publishing_helpers import TOKEN, environment, point_client_at, serving, shr
 
 from hf_glmd.cli import main
 from hf_glmd.errors import UsageError
-from hf_glmd.publishing.push import PushOptions, push_folder
+from hf_glmd.publishing.options import PushOptions
+from hf_glmd.publishing.push import push_folder
 
 REPO = "someone/smaller"
 
@@ -31,7 +32,10 @@ def folder(tmp_path_factory):
 
 
 def on_disk(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """As it is pushed: the card's usage code names the repository."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    named = files["README.md"].replace(f'name = "{folder}"'.encode(), f'name = "{REPO}"'.encode())
+    return files | {"README.md": named}
 
 
 def push(folder: Path, *words: str) -> int:
@@ -117,7 +121,7 @@ def test_training_state_and_hidden_files_stay_here(hub, folder, tmp_path):
         (TOKEN, REPO, Fault("412", "commit", times=99), "it was changed meanwhile (412: made up: 412)"),
         (TOKEN, REPO, Fault("413", "commit", times=99), "the Hub refused (413: made up: 413)"),
         (TOKEN, REPO, Fault("corrupt", "upload", times=99), "the Hub refused (400: The SHA-256 of the content does not match"),
-        (TOKEN, REPO, Fault("400", "yaml", times=99), "the Hub refused"),
+        (TOKEN, REPO, Fault("400", "yaml", times=99), "'someone/smaller' was not pushed: Invalid metadata in README.md."),
     ],
 )  # fmt: skip
 def test_what_goes_wrong_is_said_in_one_line(hub, folder, monkeypatch, capsys, token, repo, fault, said):
@@ -126,8 +130,6 @@ def test_what_goes_wrong_is_said_in_one_line(hub, folder, monkeypatch, capsys, t
     else:
         monkeypatch.setenv("HF_TOKEN", token)
     hub.faults = [fault] if fault else []
-    if fault and fault.route == "yaml":
-        pytest.skip("no card in this folder yet")
     assert main(["push", str(folder), repo]) == 2
     line = capsys.readouterr().err
     assert said in line and line.count("\n") == 1
@@ -180,7 +182,7 @@ def test_a_file_with_the_token_is_not_sent(hub, tmp_path, capsys):
     assert "notes.txt' holds your access token" in line and TOKEN not in line
 
 
-ROUTES = ("whoami", "info", "create", "preupload", "batch", "upload", "complete", "verify", "commit")
+ROUTES = ("whoami", "info", "auth", "create", "preupload", "batch", "upload", "complete", "verify", "commit")
 KINDS = ("503", "502", "429", "reset", "lost", "403", "corrupt")
 
 

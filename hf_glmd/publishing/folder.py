@@ -31,17 +31,26 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "
 OUR_FILES = ("vocab_map.safetensors", "vocab_report.json")
 
 
-def files_to_push(folder: Path, left_out: Sequence[str] = LEFT_OUT) -> dict[str, Path]:
-    """Path in the repository -> file, sorted. Raises: UsageError, there is no such folder, or nothing in it."""
+def files_to_push(folder: Path) -> dict[str, Path]:
+    """As `find_files`. Raises: UsageError, there is no such folder, or nothing in it."""
     if not folder.is_dir():
         raise UsageError(f"'{folder}' is {'a file' if folder.exists() else 'not there'}. Give the folder of a model.")
+    if not (found := find_files(folder)):
+        raise UsageError(f"'{folder}' holds nothing that could be pushed. Give the folder of a model.")
+    return found
+
+
+def find_files(folder: Path, left_out: Sequence[str] = LEFT_OUT) -> dict[str, Path]:
+    """Path in the repository -> file, sorted.
+
+    Args:
+        left_out: patterns of names of files and folders.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if path.is_file() and not any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in left_out):
             found["/".join(parts)] = path
-    if not found:
-        raise UsageError(f"'{folder}' holds nothing that could be pushed. Give the folder of a model.")
     return found
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
 from hf_glmd.markdown import markdown_table
 from hf_glmd.model_card import TAGS
 from hf_glmd.publishing.folder import OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_to_push
+from hf_glmd.publishing.options import PushOptions
 from hf_glmd.publishing.retries import with_retries
 
 if TYPE_CHECKING:
@@ -25,28 +25,6 @@ if TYPE_CHECKING:
 WRITTEN_AT_CREATION = ".gitattributes"
 REPLACED = (*WEIGHTS, *TOP_LEVEL_FILES, "tokenizer.json", f"{ORIGINAL_FOLDER}/*", "plots/*", *OUR_FILES)
 """Of an earlier version: what would be mixed with the new one if it stayed."""
-
-
-def _help(text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class PushOptions:
-    """What `hf-glmd push` can be told; each field's help text is its documentation."""
-
-    folder: str = _help("The folder of a model, as hf-glmd shrink, a recipe (its student/) or a trainer wrote it.", "")
-    repo: str = _help("Name on the Hub: user/name, organization/name, or name alone for your own.", "")
-    private: bool = _help("Create a private repository. One that exists stays as it is.", False)
-    revision: str | None = _help("Branch to push to; it is made if it is not there. Unset: main.")
-    message: str = _help("Title of the commit.", "Upload model")
-    overwrite: bool = _help("Replace what the repository holds, even if it is no model of hf_glmd; its history stays.", False)
-    dry_run: bool = _help("Only list what would go. Nothing is asked of the Hub.", False)
-
-    def __post_init__(self) -> None:
-        missing = [name.upper() for name in ("folder", "repo") if not getattr(self, name)]
-        if missing:
-            raise UsageError(f"{' and '.join(missing)} missing. Write: hf-glmd push FOLDER USER/NAME.")
 
 
 @dataclass
@@ -77,18 +55,19 @@ class PushResult:
         return f"{markdown_table([*rows, ('in all', f'{self.bytes:,}')], ['file', 'bytes'], 'lr')}\n\n{told}"
 
 
-def push_folder(options: PushOptions, token: str | None = None) -> PushResult:
+def push_folder(options: PushOptions, token: str | None = None, later: str | None = None) -> PushResult:
     """Pushes a folder in one commit.
 
     Args:
         options: see there.
         token: unset: HF_TOKEN, or the one of `hf auth login`.
+        later: how to push again, for the message of a failure. Unset: the same with `hf-glmd push`.
     Raises: UsageError, the folder is not ours, or the Hub cannot be reached, does not allow it, or holds something else.
     """
     folder = Path(options.folder)
     files = files_to_push(folder)
     check_ours(folder, list(files))
-    target = HubTarget(options.repo, options.revision, token, options.overwrite, later_command(options))
+    target = HubTarget(options.repo, options.revision, token, options.overwrite, later or options.command())
     contents = {name: content_of(name, path, target.repo) for name, path in files.items()}
     sizes = {name: len(part) if isinstance(part, bytes) else part.stat().st_size for name, part in contents.items()}
     if options.dry_run:
@@ -97,16 +76,13 @@ def push_folder(options: PushOptions, token: str | None = None) -> PushResult:
     check_no_token(files, target.token)
     if "/" not in options.repo:  # the card names the repository by the user's name, too, which is known now
         contents = {name: content_of(name, path, target.repo) for name, path in files.items()}
-    commit = target.push(contents, options.message, options.private)
+    commit = target.push(contents, options.message, options.private or None)
     return PushResult(target.repo, target.revision, sizes, commit.oid, commit.commit_url)
 
 
-def later_command(options: PushOptions) -> str:
-    """What to type to push the same thing again."""
-    words = ["hf-glmd", "push", options.folder, options.repo]
-    words += ["--private"] if options.private else []
-    words += ["--revision", options.revision] if options.revision else []
-    return shlex.join([*words, "--overwrite"] if options.overwrite else words)
+def check_push(options: PushOptions, token: str | None = None) -> None:
+    """What can be known of a push before there is anything to push. Raises: UsageError, it would fail."""
+    HubTarget(options.repo, options.revision, token, options.overwrite).check()
 
 
 class HubTarget:
@@ -168,6 +144,8 @@ class HubTarget:
             if "/" not in self.repo:
                 self.repo = f"{self._user}/{self.repo}"
             self._look(api)
+            if self.exists:
+                with_retries(lambda: api.auth_check(self.repo, write=True), "ask for the right to write")
 
     def _look(self, api: HfApi) -> None:
         """Finds what is there: `exists`, `head` (None: no such branch), `_there` and `_is_ours`."""
@@ -192,6 +170,19 @@ class HubTarget:
                 f"{', ...' if len(self._there) > 3 else ''}). Give another name, or add --overwrite to replace it."
             )
 
+    def create(self, private: bool | None = None) -> None:
+        """Makes the repository and the branch if they are not there; `check` comes before. Raises: UsageError, it failed."""
+        with self._in_one_line():
+            self._create(self._api(), private)
+
+    def _create(self, api: HfApi, private: bool | None) -> None:
+        if not self.exists:
+            with_retries(lambda: api.create_repo(self.repo, private=private, exist_ok=True), "create the repository")
+            self._look(api)
+        if self.head is None:
+            with_retries(lambda: api.create_branch(self.repo, branch=self.revision, exist_ok=True), "create the branch")
+            self._look(api)
+
     def push(self, contents: Mapping[str, Path | bytes], message: str, private: bool | None = None) -> CommitInfo:
         """Makes one commit of the given files; `check` comes before.
 
@@ -205,12 +196,7 @@ class HubTarget:
         """
         api, token = self._api(), self.token
         with self._in_one_line():
-            if not self.exists:
-                with_retries(lambda: api.create_repo(self.repo, private=private, exist_ok=True), "create the repository")
-                self._look(api)
-            if self.head is None:
-                with_retries(lambda: api.create_branch(self.repo, branch=self.revision, exist_ok=True), "create the branch")
-                self._look(api)
+            self._create(api, private)
             operations = self._operations(contents)
             # Only files travel here, and this repeats by itself what fails; the commit below does not.
             api.preupload_lfs_files(

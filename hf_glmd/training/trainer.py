@@ -27,12 +27,14 @@ from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.losses.topk import topk_word_prediction_loss, topk_word_prediction_scores
 from hf_glmd.models.heads import HeadInputs, WordHead, is_masked_lm
 from hf_glmd.tasks.candidates import QUESTION_COLUMNS, CandidateCollator, candidate_scores
+from hf_glmd.training.card import Sizes, word_pipeline_tag
 from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.hub import PublishingTrainer
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import Teacher, TeacherEnsemble, as_teacher
-from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
+from hf_glmd.training.token_mean import model_inputs
 from hf_glmd.vocab.counting import tokenizer_fingerprint
 from hf_glmd.vocab.vocab_map import IGNORED, VocabMap
 
@@ -43,7 +45,7 @@ DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
-class GLMDTrainer(TokenMeanTrainer):
+class GLMDTrainer(PublishingTrainer):
     """Distils a teacher's word predictions, or its answers, into a student.
 
     The loss is the mean over the counted tokens of the whole global batch: of all processes and all accumulation steps. No
@@ -121,6 +123,11 @@ class GLMDTrainer(TokenMeanTrainer):
                 f"positions='{args.positions}' with mask_share={args.mask_share} hides words, but {type(model).__name__} "
                 "predicts the next one. Leave both at their defaults."
             )
+        self.student_sizes = Sizes.of(model, self.head.size)
+        self.teacher_sizes = [
+            Sizes.of(one, vocab_map.original_size if vocab_map else self.teacher.size) for one in self.teacher.models
+        ]
+        self.pipeline_tag = word_pipeline_tag(model)
         if data_collator is None:
             data_collator = default_collator(args, processing_class, model)
         if args.objective == "word_prediction":
