@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,12 +47,17 @@ def find_files(folder: Path, left_out: Sequence[str] = LEFT_OUT) -> dict[str, Pa
     Args:
         left_out: patterns of names of files and folders.
     """
+
+    def goes(name: str) -> bool:
+        return not any(fnmatch.fnmatch(name, pattern) for pattern in left_out)
+
     found = {}
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in left_out):
-            found["/".join(parts)] = path
-    return found
+    for place, folders, names in os.walk(folder):
+        folders[:] = filter(goes, folders)  # not looked into: others may be writing there
+        for name in filter(goes, names):
+            path = Path(place, name)
+            found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
 
 
 def check_ours(folder: Path, files: Sequence[str]) -> None:
