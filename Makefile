@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # traceback away when the recipe has already said in one line what is wrong.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-interop test-browser lint format docs clean
 
 demo: $(VENV)/installed
 	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)
@@ -17,6 +17,10 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# All of tests/interop, those that `make test` runs too, for the table.
+test-interop: $(VENV)/interop
+	HF_GLMD_INTEROPERABILITY_TABLE=docs/interoperability.md $(BIN)/python -m pytest -q tests/interop -m "interop or not interop" $(ARGS)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,6 +29,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/installed
+	$(BIN)/python docs/make_api.py
+
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
@@ -32,4 +39,10 @@ clean:
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+# transformers.js without the install scripts of what it brings along: they would download GPU libraries.
+$(VENV)/interop: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,interop]"
+	if command -v npm >/dev/null; then npm install --silent --ignore-scripts --prefix $(VENV)/node @huggingface/transformers@4; fi
 	touch $@

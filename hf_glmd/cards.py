@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from hf_glmd.markdown import markdown_table, markdown_text, one_line
 from hf_glmd.model_card import (
-    KINDS,
     PAPER_URL,
     TAGS,
     TEMPLATES,
@@ -49,7 +48,11 @@ def comparison_rows(record: RunRecord) -> list[tuple[str, str, str]]:
         _count_row("- of the body", teacher.body_parameters, student.body_parameters),
         ("weights file", _file_size(teacher), f"{_file_size(student)} {_share_of(student.file_bytes, teacher.file_bytes)}"),
         *_speed_rows(teacher, student),
-        (f"masked-word accuracy (n={words.positions:,})", percent(words.teacher_accuracy), percent(words.accuracy)),
+        (
+            f"{record.words_scored}-word accuracy (n={words.positions:,})",
+            percent(words.teacher_accuracy),
+            percent(words.accuracy),
+        ),
     ]
     if _known(words.kl):
         labels, scores = _over_time(record)
@@ -158,7 +161,7 @@ def render_card(
     return Card(
         name=display_name(record.name),
         pipeline_tag=pipeline_tag,
-        summary=f"A {KINDS.get(pipeline_tag)} with {record.student.layers} layers and {record.student.vocabulary:,} tokens, "
+        summary=f"A {record.kind} with {record.student.layers} layers and {record.student.vocabulary:,} tokens, "
         f"distilled from {named} ({record.teacher.layers} layers, {record.teacher.vocabulary:,} tokens) by [GLMD]({PAPER_URL}): "
         "taught by its predictions alone, without its hidden states and without gold labels.",
         source=source or SourceCard(),
@@ -172,9 +175,10 @@ def render_card(
         removed=vocab.removed,
         table_title="Beside its teacher",
         table=table,
-        table_note=f"Speed: forward passes on {hardware}. Masked words: {record.words_final.positions:,} positions of held-out "
-        "text, both models choosing among the student's tokens. KL(teacher || student) at temperature 1, in nats per position, "
-        "to the teacher before any task training. Percentages in brackets are of the teacher's value.",
+        table_note=f"Speed: forward passes on {hardware}. {record.words_scored.capitalize()} words: "
+        f"{record.words_final.positions:,} positions of held-out text, both models choosing among the student's tokens. KL(teacher "
+        "|| student) at temperature 1, in nats per position, to the teacher before any task training. Percentages in brackets are "
+        "of the teacher's value.",
         plots=[] if plots_dir is None else _plot_links(record, plots_dir),
         stages=stage_table(record.stages),
         how=how,
@@ -325,14 +329,15 @@ def stage_table(stages: Sequence[StageRecord]) -> str:
             "-" if stage.temperature is None else f"{stage.temperature:g}",
             markdown_text(stage.positions or "-"),
             f"{stage.steps:,}",
+            f"{stage.tokens:,}" if stage.tokens else "-",
             f"{stage.batch_size:,}",
             f"{stage.learning_rate:g}",
             f"{stage.seconds / 60:.1f}",
         ]
         for stage in stages
     ]
-    header = ["stage", "trained", "objective", "temperature", "positions", "steps", "batch", "learning rate", "minutes"]
-    return markdown_table(rows, header, "lllrlrrrr")
+    header = ["stage", "trained", "objective", "temperature", "positions", "steps", "tokens", "batch", "learning rate", "minutes"]
+    return markdown_table(rows, header, "lllrlrrrrr")
 
 
 def _plot_links(record: RunRecord, plots_dir: str) -> list[str]:
@@ -356,11 +361,11 @@ def _eval_results(record: RunRecord, datasets: Sequence[str]) -> list[EvalResult
         for task in ([record.task] if record.task else [])
     ]
     words = EvalResult(
-        task_type="fill-mask",
+        task_type="fill-mask" if record.words_scored == "masked" else "text-generation",
         dataset_type=datasets[0] if datasets else _slug(record.corpus),
         dataset_name=one_line(record.corpus),
         metric_type="accuracy",
-        metric_name="masked-word accuracy",
+        metric_name=f"{record.words_scored}-word accuracy",
         metric_value=round(record.words_final.accuracy, 4),
     )
     return [*tasks, words]

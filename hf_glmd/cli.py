@@ -26,8 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"hf-glmd {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
+    _add_distill(commands, sys.argv[1:] if argv is None else argv)
+    _add_report(commands)
     _add_push(commands)
-    arguments = parser.parse_args(argv)
+    _add_completion(commands, parser)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.run is _distill:
+        arguments.overrides = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return _run("hf-glmd", lambda: arguments.run(arguments))
 
 
@@ -87,25 +94,107 @@ def _push(arguments: argparse.Namespace) -> None:
     _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
 
 
+def _add_distill(commands: Any, argv: Sequence[str]) -> None:
+    parser = commands.add_parser(
+        "distill",
+        help="compress a teacher as a recipe says",
+        epilog="Example: hf-glmd distill --config recipes/quickstart.yaml --accelerate ddp --processes 2\n\n"
+        + _overridable(argv if "distill" in argv else ()),
+        **_RECIPE_PARSER,
+    )
+    _add_recipe_options(parser)
+    parser.add_argument(
+        "--accelerate",
+        metavar="NAME",
+        help="run under `accelerate launch` with one of the configurations of recipes/accelerate, e.g. ddp or zero3, or with a "
+        "file of yours. Unset: one process",
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes. Unset: as the configuration says")
+    parser.set_defaults(run=_distill)
+
+
+def _distill(arguments: argparse.Namespace) -> int | None:
+    if arguments.accelerate is None:
+        if arguments.processes not in (None, 1):
+            raise UsageError(f"--processes {arguments.processes} needs --accelerate, e.g. --accelerate ddp.")
+        return _run_recipe(arguments, arguments.overrides)
+    from hf_glmd.launching import launch
+    from hf_glmd.recipe import load_recipe
+
+    load_recipe(arguments.config, arguments.overrides)  # one process finds what is wrong in less time than many
+    words = ["distill", "--config", arguments.config, *(["--overwrite"] if arguments.overwrite else [])]
+    words += ["--dry-run"] if arguments.dry_run else []
+    return launch([*words, *arguments.overrides], arguments.accelerate, arguments.processes)
+
+
+def _add_completion(commands: Any, program: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print what makes a shell complete commands and options",
+        epilog="Example: hf-glmd completion bash > ~/.local/share/bash-completion/completions/hf-glmd",
+        allow_abbrev=False,
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(run=lambda arguments: _complete(program, arguments.shell))
+
+
+def _complete(program: argparse.ArgumentParser, shell: str) -> None:
+    try:
+        import shtab
+    except ImportError as error:
+        raise UsageError("completion needs the package shtab. Install it: pip install shtab") from error
+    _say(shtab.complete(program, shell))
+
+
+def _add_report(commands: Any) -> None:
+    from hf_glmd.report_options import ReportOptions
+
+    parser = commands.add_parser(
+        "report",
+        help="show everything about a folder on one page",
+        description="Writes report.html: size, speed, scores, curves, what was cut, settings. The page needs no network.",
+        epilog="Example: hf-glmd report runs/quickstart",
+        allow_abbrev=False,
+    )
+    _add_fields(parser, ReportOptions, positional=("directory",))
+    parser.add_argument("--json", action="store_true", help="print what the page is made from as JSON, and write no page")
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from hf_glmd.report import report_data, write_report
+    from hf_glmd.report_options import ReportOptions
+
+    options = ReportOptions(**_given(arguments, ReportOptions))
+    if arguments.json:
+        _say(report_data(options.directory))
+    else:
+        _say(f"Written to {write_report(options.directory, options.output)}")
+
+
 def run_recipe_command(argv: Sequence[str] | None = None) -> int:
     """`recipes/glmd.py`: runs a recipe.
 
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="glmd.py",
-        description="Compresses a teacher as a recipe says. Killed and started again, it goes on where it was.",
-        epilog="Any value of the recipe can be overridden, e.g. --vocab.size 0.25:\n\n"
-        + (_options() if _wants_help(argv) else ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, help="the recipe, a YAML file")
-    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the output folder")
-    parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, and print the plan")
+    parser = argparse.ArgumentParser(prog="glmd.py", epilog=_overridable(argv), **_RECIPE_PARSER)
+    _add_recipe_options(parser)
     known, overrides = parser.parse_known_args(argv)
     return _run("glmd.py", lambda: _run_recipe(known, overrides))
+
+
+_RECIPE_PARSER: dict[str, Any] = {
+    "description": "Compresses a teacher as a recipe says. Killed and started again, it goes on where it was.",
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+    "allow_abbrev": False,
+}
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", required=True, help="the recipe, a YAML file")
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the output folder")
+    parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, and print the plan")
 
 
 def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -124,14 +213,13 @@ def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         run_recipe(recipe, arguments.overwrite, command=" ".join([launcher, *sys.argv]))
 
 
-def _run(program: str, command: Callable[[], None]) -> int:
+def _run(program: str, command: Callable[[], int | None]) -> int:
     try:
-        command()
+        return command() or 0
     except UsageError as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
             print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    return 0
 
 
 def _say(text: str) -> None:
@@ -165,14 +253,13 @@ def _given(arguments: argparse.Namespace, section: type) -> dict[str, Any]:
     return {field.name: getattr(arguments, field.name) for field in dataclasses.fields(section) if hasattr(arguments, field.name)}
 
 
-def _wants_help(argv: Sequence[str]) -> bool:
-    return any(word in ("-h", "--help") for word in argv)
-
-
-def _options() -> str:
+def _overridable(argv: Sequence[str]) -> str:
+    """What a recipe can say, if somebody asks; to know it takes a while."""
+    if not any(word in ("-h", "--help") for word in argv):
+        return ""
     from hf_glmd.recipe import options_help
 
-    return options_help()
+    return "Any value of the recipe can be overridden, e.g. --vocab.size 0.25:\n\n" + options_help()
 
 
 def _quiet_libraries() -> None:

@@ -1,4 +1,4 @@
-"""What is measured of a model: how well it predicts masked words, beside its teacher; how large and how fast it is."""
+"""What is measured of a model: how well it predicts words, beside its teacher; how large and how fast it is."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_glmd.corpora.padding import padded
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import dense_word_prediction_loss
-from hf_glmd.models.heads import WordHead, evaluating, output_embedding
+from hf_glmd.models.heads import WordHead, evaluating, is_masked_lm, output_embedding
 from hf_glmd.records import ModelFacts, WordScores
-from hf_glmd.training.collators import WordPredictionCollator
+from hf_glmd.training.collators import drawn_words
 from hf_glmd.training.teachers import LiveTeacher
 
 MASK_SHARE = 0.15
-"""Share of positions that are masked and scored, as in BERT."""
+"""Share of the words that are scored; as in BERT, which hides them."""
 
 
 def masked_word_accuracy(
@@ -41,13 +41,14 @@ def compare_word_predictions(
     mask_share: float = MASK_SHARE,
     seed: int = 0,
     batch_size: int = 32,
-    desc: str = "Scoring masked words",
+    desc: str = "Scoring words",
 ) -> WordScores:
-    """Masks a fixed share of the tokens and asks both models for them.
+    """Chooses a fixed share of the tokens and asks both models for them.
 
-    Every chosen token becomes the mask token (none is left or replaced by chance). Which are chosen follows from `seed` and
-    the row alone, so that scores of several models, batch sizes and process counts are about the same positions. The rows are
-    shared among the processes of an `accelerate launch`; each of them gets the scores of all rows.
+    Masked language models see the mask token in the place of every chosen one (none is left or replaced by chance), causal ones
+    what stands before it. Which are chosen follows from `seed` and the row alone, so that scores of several models, batch sizes
+    and process counts are about the same positions. The rows are shared among the processes of an `accelerate launch`; each of
+    them gets the scores of all rows.
 
     Args:
         student: its own vocabulary is `tokenizer`'s.
@@ -56,7 +57,10 @@ def compare_word_predictions(
         mask_share: in (0, 1).
     Raises: UsageError, the tokenizer has no mask token or there is nothing to score.
     """
-    collator = WordPredictionCollator(tokenizer, "masked", mask_share, seed)
+    causal = not is_masked_lm(student)
+    if not causal and tokenizer.mask_token_id is None:
+        raise UsageError("the tokenizer has no mask token, so no word can be masked. Give the tokenizer of the model.")
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
     state = PartialState()
     head = WordHead(student)
     device = next(student.parameters()).device
@@ -69,12 +73,14 @@ def compare_word_predictions(
             columns = blocks[list(rows[start : start + batch_size])]
             batch = padded([{"input_ids": ids} for ids in columns["input_ids"]], tokenizer)
             ids = batch["input_ids"]
-            chosen = collator.hidden_words(ids, batch["attention_mask"].bool())
-            inputs = {
-                "input_ids": ids.masked_fill(chosen, tokenizer.mask_token_id).to(device),
-                "attention_mask": batch["attention_mask"].to(device),
-            }
-            hidden_ids, positions = ids[chosen].to(device), chosen.to(device)
+            chosen = drawn_words(ids, batch["attention_mask"].bool(), mask_share, (seed, 0)) & ~torch.isin(ids, special)
+            if causal:  # a word is predicted where the one before it stands, the first one nowhere
+                chosen[:, 0] = False
+                shown, predicting = ids, chosen.roll(-1, dims=1)
+            else:
+                shown, predicting = ids.masked_fill(chosen, tokenizer.mask_token_id), chosen
+            inputs = {"input_ids": shown.to(device), "attention_mask": batch["attention_mask"].to(device)}
+            hidden_ids, positions = ids[chosen].to(device), predicting.to(device)
             logits = head.logits(student, inputs, positions).float()
             scores = [torch.ones_like(hidden_ids), logits.argmax(-1) == hidden_ids]
             if teacher is not None:

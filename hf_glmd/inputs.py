@@ -6,12 +6,13 @@ from functools import cached_property
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_glmd.corpora.loading import load_corpus, require_text
 from hf_glmd.errors import UsageError
-from hf_glmd.models.loading import AUTO_CLASSES, load_config, word_model_class
+from hf_glmd.models.loading import load_config, load_word_model, word_model_class
 from hf_glmd.recipe import Recipe
 from hf_glmd.task_inputs import TaskInputs, first_rows
 from hf_glmd.tokenizer_files import load_tokenizer
@@ -35,7 +36,14 @@ class Inputs:
 
     @cached_property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
+        tokenizer = load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
+        if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token  # as GPT-2 is used; no padding is read or scored
+        return tokenizer
+
+    def load_teacher(self) -> PreTrainedModel:
+        """The teacher of plain text, in fp32: it is run under autocast where a stage asks for less."""
+        return load_word_model(self.recipe.teacher.model, dtype=torch.float32, revision=self.recipe.teacher.revision)
 
     @cached_property
     def tasks(self) -> list[TaskInputs]:
@@ -57,7 +65,12 @@ class Inputs:
     @property
     def causal(self) -> bool:
         """Whether the teacher predicts the next word rather than a hidden one."""
-        return word_model_class(self.teacher_config) is not AUTO_CLASSES[0]
+        return word_model_class(self.teacher_config) is AutoModelForCausalLM
+
+    @property
+    def kind(self) -> str:
+        """What teacher and student are."""
+        return "causal language model" if self.causal else "masked language model"
 
     @property
     def readable(self) -> int:
@@ -77,11 +90,13 @@ class Inputs:
     def check_teacher(self) -> None:
         """Raises: UsageError, the teacher is missing, of the wrong kind, or cannot do what the recipe asks of it."""
         recipe = self.recipe
-        if self.causal:
+        if word_model_class(self.teacher_config) is AutoModelForSeq2SeqLM:
             raise UsageError(
-                f"teacher '{recipe.teacher.model}' is {' / '.join(self.teacher_config.architectures or ['of no class'])}, not a "
-                "masked language model. Recipes need one for now; GLMDTrainer takes causal models too."
+                f"teacher '{recipe.teacher.model}' is an encoder-decoder ({self.teacher_config.model_type}). "
+                "Recipes take masked and causal language models; GLMDTrainer takes encoder-decoders too."
             )
+        if self.causal:
+            self._check_nothing_is_hidden()
         for name, length in (("max_length", self.max_length), *(("task.max_length", given.length) for given in self.tasks)):
             if length > max_positions(self.teacher_config):
                 raise UsageError(
@@ -94,3 +109,15 @@ class Inputs:
             )
         for given in self.tasks:
             given.check_tokenizer(self.teacher_tokenizer)
+
+    def _check_nothing_is_hidden(self) -> None:
+        """Raises: UsageError, words are to be hidden from a model that predicts the next one."""
+        sections = {name: getattr(self.recipe, name) or {} for name in ("general", "task_words")}
+        sections |= {f"words of task {given.section.name}": given.section.words for given in self.tasks}
+        for name, options in sections.items():
+            for option in ("positions", "mask_share"):
+                if options.get(option) not in (None, "all", 0):
+                    raise UsageError(
+                        f"{name}: {option}={options[option]} hides words, but the teacher '{self.recipe.teacher.model}' predicts "
+                        "the next one. Leave it out."
+                    )

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import word_model_class
 from hf_glmd.pipeline import Run
+from hf_glmd.publishing.push import HubTarget
 from hf_glmd.recipe import STAGES, Recipe
 from hf_glmd.training.config import GLMDConfig
 
@@ -21,9 +22,11 @@ def print_plan(recipe: Recipe) -> None:
     Raises: UsageError, something is missing or does not fit.
     """
     run = Run(recipe)
-    run.check_stages()
+    run.steps.check()
     notes = []
-    plan: list[tuple[str, str]] = [("output", str(run.folder) + (" (exists)" if (run.folder / "run.json").exists() else ""))]
+    plan: list[tuple[str, str]] = [
+        ("output", str(run.place.path) + (" (exists)" if (run.place.path / "run.json").exists() else ""))
+    ]
     try:
         run.given.check_teacher()
         config = run.given.teacher_config
@@ -48,10 +51,13 @@ def print_plan(recipe: Recipe) -> None:
             notes.append(f"{what} '{name}': on the Hub, which cannot be reached from here")
     for name in STAGES:
         if getattr(recipe, name) is not None:
-            plan.append((name, _stage_in_words(run.arguments(name))))
+            plan.append((name, _stage_in_words(run.steps.arguments(name))))
+    if (push := run.place.push_options) is not None:
+        target = HubTarget(push.repo, push.revision)
+        plan.append(("pushed to", f"{target.repo}, branch {target.revision}{', private' if push.private else ''}"))
     width = max(len(what) for what, _ in plan)
     lines = [f"{what:<{width}}  {text}" for what, text in plan] + [f"not checked: {note}" for note in notes]
-    run.say("\n".join(lines))
+    run.place.say("\n".join(lines))
 
 
 def _stage_in_words(args: TrainingArguments) -> str:

@@ -7,11 +7,12 @@ import itertools
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glmd.errors import UsageError
-from hf_glmd.records import RunRecord, StageRecord, VocabFacts, retained_share
+from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, retained_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,37 +26,44 @@ PALE_BLUE, PALE_GREY = "#A9D0EA", "#DADADA"
 
 DPI = 150
 
+LARGEST_BUBBLE = 1500.0
+"""Points squared, of the square around the circle."""
+
 
 def save_plots(record: RunRecord, directory: str | Path) -> list[Path]:
     """Draws what the record has numbers for, as `NAME.png` and `NAME.csv`.
 
     - long_tail: how often each token was counted, commonest first, and where the vocabulary was cut.
     - parameters: of embeddings and body, teacher beside student.
-    - kl_over_steps: KL to the teacher on held-out rows, one panel per stage that has a curve; none has one, no such plot.
-    - tasks: what teacher, student and the commonest answer score, of a list of tasks.
+    - size_speed_score: both models as circles of their size, over speed and score; no speed was measured, no such plot.
+    - kl_over_steps: KL to the teacher on held-out rows, and how often both find the same token likeliest, one column per stage
+      that has a curve; none has one, no such plot.
+    - tasks: what teacher, student and the commonest answer score; without a task no such plot.
 
     Args:
         directory: made if it is not there; older plots in it are replaced.
     Returns: paths of the PNGs and CSVs, in the order of `plot_titles`.
     Raises: UsageError, matplotlib is not installed.
     """
-    draw = {"long_tail": _draw_long_tail, "parameters": _draw_parameters, "kl_over_steps": _draw_kl, "tasks": _draw_tasks}
-    tables = {"long_tail": _long_tail_table, "parameters": _parameter_table, "kl_over_steps": _kl_table, "tasks": _task_table}
+    draw = {
+        "long_tail": (_draw_long_tail, _long_tail_table),
+        "parameters": (_draw_parameters, _parameter_table),
+        "size_speed_score": (_draw_bubbles, _bubble_table),
+        "kl_over_steps": (_draw_kl, _kl_table),
+        "tasks": (_draw_tasks, _task_table),
+    }
     _figure_class()  # before any file is written
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, title in plot_titles(record).items():
-        image, table = directory / f"{name}.png", directory / f"{name}.csv"
-        _save(draw[name](record, title), image)
-        with open(table, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(tables[name](record))
-        paths += [image, table]
+        figure, table = draw[name]
+        paths += _save(figure(record, title), table(record), directory / f"{name}.png")
     return paths
 
 
 def save_vocabulary_plot(report: VocabReport, path: str | Path) -> Path:
-    """Draws how often each token was counted and where the vocabulary was cut; `report.long_tail` has the numbers.
+    """Draws how often each token was counted and where the vocabulary was cut, with the numbers as CSV beside it.
 
     Returns: `path`, a PNG.
     Raises: UsageError, matplotlib is not installed, or nothing was counted.
@@ -69,12 +77,20 @@ def save_vocabulary_plot(report: VocabReport, path: str | Path) -> Path:
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, path)
+    rows = zip(tail.ranks, tail.counts, tail.kept_shares, strict=True)
+    _save(figure, [("rank", "count", "kept_share_since_rank_before"), *rows], path)
     return path
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, format="png", dpi=DPI, facecolor=PAGE, metadata={"Software": None})
+def _save(figure: Figure, table: Sequence[Sequence], image: Path) -> list[Path]:
+    """Returns: the image and, beside it, the CSV."""
+    # On an opaque page with a thin edge: a card is shown on white and on black, and dark text needs a light page.
+    figure.patch.set(edgecolor=PALE_GREY, linewidth=2)
+    figure.savefig(image, format="png", dpi=DPI, facecolor=PAGE, edgecolor=PALE_GREY, metadata={"Software": None})
+    numbers = image.with_suffix(".csv")
+    with open(numbers, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    return [image, numbers]
 
 
 def plot_titles(record: RunRecord) -> dict[str, str]:
@@ -84,21 +100,56 @@ def plot_titles(record: RunRecord) -> dict[str, str]:
         titles["long_tail"] = _tail_title(record.vocab)
     share = record.student.parameters / record.teacher.parameters
     titles["parameters"] = f"The student has {share:.0%} of the teacher's parameters"
+    if (found := speed_and_score(record)) is not None:
+        (_, before, _), (_, after, _) = found.points
+        titles["size_speed_score"] = f"The student is {after / before:.1f} times as fast as the teacher"
     if curves := _curves(record):
         first = curves[0]
         change = "falls" if first.kl[-1] < first.kl[0] else "rises" if first.kl[-1] > first.kl[0] else "goes"
         titles["kl_over_steps"] = (
             f"KL to the teacher {change} from {first.kl[0]:.2f} to {first.kl[-1]:.2f} nats in {first.steps_evaluated[-1]:,} steps"
         )
-    if record.tasks:
-        retained, count = retained_share(record.tasks), len(record.tasks)
-        where = f"on {count} tasks" if count > 1 else f"on {record.tasks[0].name}"
+    if tasks := scored_tasks(record):
+        retained, count = retained_share(tasks), len(tasks)
+        where = f"on {count} tasks" if count > 1 else f"on {tasks[0].name}"
         titles["tasks"] = (
             f"The teacher gains nothing over the commonest answer {where}"
             if retained is None
             else f"The student keeps {retained:.0%} of the teacher's gain over the commonest answer {where}"
         )
     return titles
+
+
+@dataclass
+class SpeedAndScore:
+    """What the plot of size, speed and score is about.
+
+    Attributes:
+        batch_size: at which the speed was measured, the largest of them.
+        score_name: what was scored.
+        points: (who, tokens per second, score) of teacher and student.
+    """
+
+    batch_size: int
+    score_name: str
+    points: list[tuple[str, float, float]]
+
+
+def speed_and_score(record: RunRecord) -> SpeedAndScore | None:
+    """Of the task, the mean of several, or masked words where there is none. None: no speed or score of both is known."""
+    speeds = [model.tokens_per_second for model in (record.teacher, record.student)]
+    sizes = [size for size in speeds[1] if speeds[0].get(size) and speeds[1][size]]
+    tasks = scored_tasks(record)
+    if tasks:
+        scores = [sum(getattr(task, who) for task in tasks) / len(tasks) for who in ("teacher", "student")]
+        name = f"mean score of {len(tasks)} tasks" if len(tasks) > 1 else f"{tasks[0].name}, {tasks[0].metric}"
+    else:
+        scores, name = [record.words_final.teacher_accuracy, record.words_final.accuracy], "masked-word accuracy"
+    if not sizes or None in scores:
+        return None
+    size = max(sizes)
+    points = zip(("teacher", "student"), (speed[size] for speed in speeds), scores, strict=True)
+    return SpeedAndScore(size, name.replace("_", " "), list(points))
 
 
 def _tail_title(vocab: VocabFacts | VocabReport) -> str:
@@ -126,6 +177,11 @@ def _share_in_words(share: float) -> str:
     return f"{share:.0%}"
 
 
+def scored_tasks(record: RunRecord) -> list[TaskScores]:
+    """The task, or the list of them."""
+    return record.tasks or ([record.task] if record.task else [])
+
+
 def _curves(record: RunRecord) -> list[StageRecord]:
     return [stage for stage in record.stages if stage.kl]
 
@@ -138,11 +194,12 @@ def _figure_class() -> type[Figure]:
     return Figure
 
 
-def _figure(title: str, width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(title: str, width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Its panels come row by row."""
     figure = _figure_class()(figsize=(width, height), facecolor=PAGE, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.03)
     figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=13, fontweight="bold")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in axes:
         panel.set_facecolor(PAGE)
         panel.tick_params(colors=INK, labelsize=9)
@@ -273,47 +330,109 @@ def _draw_parameters(record: RunRecord, title: str) -> Figure:
     return figure
 
 
-def _draw_kl(record: RunRecord, title: str) -> Figure:
-    curves = _curves(record)
-    figure, panels = _figure(title, max(7.2, 4.2 * len(curves)), 4.0, len(curves))
-    for panel, stage in zip(panels, curves, strict=True):
-        start, end = stage.kl[0], stage.kl[-1]
-        top = 1.12 * max(stage.kl) or 1.0
-        levels = [(start, f"start {start:.2f}", ORANGE), (end, f"end {end:.2f}", BLUE)]
-        if stage.name == "general":
-            levels.append((start / 3, f"a third {start / 3:.2f}", ORANGE))
-        for level, _, color in levels:
-            if color == ORANGE:
-                panel.axhline(level, color=ORANGE, linewidth=1.3, linestyle=(0, (5, 2)), zorder=1)
-        panel.plot(stage.steps_evaluated, stage.kl, color=BLUE, linewidth=2.2, marker="o", markersize=4.5, clip_on=False)
-        levels.sort(key=lambda level: level[0])
-        for place, (_, text, color) in zip(_spread([level for level, _, _ in levels], 0.065 * top), levels, strict=True):
-            panel.annotate(
-                text,
-                (1, place),
-                xycoords=("axes fraction", "data"),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=color,
-                fontsize=10,
-                fontweight="bold",
-            )
-        panel.set_xlim(min(0, *stage.steps_evaluated), max(1, *stage.steps_evaluated))
-        panel.set_ylim(0, top)
-        panel.set_title("\n".join(textwrap.wrap(stage.title, 36)), loc="left", fontsize=10.5, color=INK)
-        panel.set_xlabel("step", color=INK, fontsize=10)
-        _plain_numbers(panel.xaxis, ticks=5)
-        panel.grid(True, axis="y", color="#EEEEEE", linewidth=0.8)
-        panel.set_axisbelow(True)
-    panels[0].set_ylabel("KL to the teacher on held-out rows (nats)", color=INK, fontsize=10)
+def _draw_bubbles(record: RunRecord, title: str) -> Figure:
+    found = speed_and_score(record)
+    figure, [panel] = _figure(title, 7.2, 4.2)
+    largest = max(record.teacher.parameters, record.student.parameters)
+    (_, *start), (_, *end) = ((who, speed, 100 * score) for who, speed, score in found.points)
+    panel.annotate("", end, start, arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 1.5, "linestyle": (0, (4, 3))})
+    for (who, speed, score), model, color in zip(found.points, (record.teacher, record.student), (BLUE, ORANGE), strict=True):
+        area = LARGEST_BUBBLE * model.parameters / largest
+        marker, square = ("o", area) if who == "teacher" else ("D", math.pi / 4 * area)  # a diamond fills its square
+        panel.scatter(speed, 100 * score, s=square, color=color, marker=marker, linewidth=0, zorder=3, clip_on=False)
+        panel.annotate(
+            f"{who}: {100 * score:.1f}%\n{speed:,.0f} tokens/s\n{_millions(model.parameters)} parameters",
+            (speed, 100 * score),
+            xytext=(0, -math.sqrt(area) / 2 - 6),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color=color,
+            fontsize=10,
+            fontweight="bold",
+        )
+    speeds, scores = [point[1] for point in found.points], [100 * point[2] for point in found.points]
+    panel.set_xlim(0, 1.28 * max(speeds))
+    panel.set_ylim(min(0.0, 1.3 * min(scores)), max(1.18 * max(scores), 1.0))
+    panel.set_xlabel(f"tokens per second, {found.batch_size} rows at once", color=INK, fontsize=10)
+    panel.set_ylabel(f"{found.score_name} (%)", color=INK, fontsize=10)
+    _plain_numbers(panel.xaxis, ticks=6)
+    panel.grid(True, color="#EEEEEE", linewidth=0.8)
+    panel.set_axisbelow(True)
     return figure
 
 
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.{0 if count >= 1e8 else 1}f} million" if count >= 1e6 else f"{count:,}"
+
+
+def _draw_kl(record: RunRecord, title: str) -> Figure:
+    curves = _curves(record)
+    rows = 2 if any(stage.agreement for stage in curves) else 1
+    figure, panels = _figure(title, max(7.2, 4.2 * len(curves)), 1.0 + 2.9 * rows, len(curves), rows)
+    for column, stage in enumerate(curves):
+        kl_panel = panels[column]
+        _draw_kl_panel(kl_panel, stage)
+        kl_panel.set_title("\n".join(textwrap.wrap(stage.title, 36)), loc="left", fontsize=10.5, color=INK)
+        last = kl_panel
+        if rows == 2:
+            last = panels[len(curves) + column]
+            _draw_agreement_panel(last, stage)
+        last.set_xlabel("step", color=INK, fontsize=10)
+    panels[0].set_ylabel("KL to the teacher (nats)", color=INK, fontsize=10)
+    if rows == 2:
+        panels[len(curves)].set_ylabel("same likeliest token (%)", color=INK, fontsize=10)
+    return figure
+
+
+def _draw_kl_panel(panel: Axes, stage: StageRecord) -> None:
+    start, end = stage.kl[0], stage.kl[-1]
+    top = 1.12 * max(stage.kl) or 1.0
+    levels = [(start, f"start {start:.2f}", ORANGE), (end, f"end {end:.2f}", BLUE)]
+    if stage.name == "general":
+        levels.append((start / 3, f"a third {start / 3:.2f}", ORANGE))
+    for level, _, color in levels:
+        if color == ORANGE:
+            panel.axhline(level, color=ORANGE, linewidth=1.3, linestyle=(0, (5, 2)), zorder=1)
+    _draw_curve(panel, stage.steps_evaluated, stage.kl, levels, top)
+
+
+def _draw_agreement_panel(panel: Axes, stage: StageRecord) -> None:
+    shares = [100 * share for share in stage.agreement]
+    levels = [(shares[-1], f"end {shares[-1]:.1f}", BLUE)] if shares else []
+    _draw_curve(panel, stage.steps_evaluated[: len(shares)], shares, levels, 100.0)
+
+
+def _draw_curve(
+    panel: Axes, steps: Sequence[int], values: Sequence[float], levels: list[tuple[float, str, str]], top: float
+) -> None:
+    """A curve from 0 to `top`; (value, text, colour) of `levels` is written at the right edge."""
+    panel.plot(steps, values, color=BLUE, linewidth=2.2, marker="o", markersize=4.5, clip_on=False)
+    levels = sorted(levels, key=lambda level: level[0])
+    for place, (_, text, color) in zip(_spread([level for level, _, _ in levels], 0.095 * top), levels, strict=True):
+        panel.annotate(
+            text,
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=10,
+            fontweight="bold",
+        )
+    panel.set_xlim(min(0, *steps, 0), max(1, *steps, 1))
+    panel.set_ylim(0, top)
+    _plain_numbers(panel.xaxis, ticks=5)
+    panel.grid(True, axis="y", color="#EEEEEE", linewidth=0.8)
+    panel.set_axisbelow(True)
+
+
 def _draw_tasks(record: RunRecord, title: str) -> Figure:
-    figure, [panel] = _figure("\n".join(textwrap.wrap(title, 62)), 7.2, 1.5 + 0.62 * len(record.tasks))
-    lowest = min(0.0, *(100 * score for task in record.tasks for score in (task.teacher, task.student, task.majority)))
-    for place, task in enumerate(record.tasks):
+    tasks = scored_tasks(record)
+    figure, [panel] = _figure("\n".join(textwrap.wrap(title, 62)), 7.2, 1.5 + 0.62 * len(tasks))
+    lowest = min(0.0, *(100 * score for task in tasks for score in (task.teacher, task.student, task.majority)))
+    for place, task in enumerate(tasks):
         for offset, score, color, label in (
             (-0.19, 100 * task.teacher, BLUE, "teacher"),
             (0.19, 100 * task.student, ORANGE, "student"),
@@ -327,9 +446,9 @@ def _draw_tasks(record: RunRecord, title: str) -> Figure:
         # White below, so that the line is seen on both bars.
         panel.vlines(majority, place - 0.42, place + 0.42, color=PAGE, linewidth=4)
         panel.vlines(majority, place - 0.42, place + 0.42, color=INK, linewidth=1.8, linestyle=(0, (2, 1)), label=label)
-    names = [f"{task.name}\n{task.metric.replace('_', ' ')}" for task in record.tasks]
-    panel.set_yticks(range(len(record.tasks)), names, fontsize=9)
-    panel.set_ylim(len(record.tasks) - 0.5, -0.5)
+    names = [f"{task.name}\n{task.metric.replace('_', ' ')}" for task in tasks]
+    panel.set_yticks(range(len(tasks)), names, fontsize=9)
+    panel.set_ylim(len(tasks) - 0.5, -0.5)
     panel.set_xlim(lowest * 1.08, 108)
     panel.set_xlabel("score (%)", color=INK, fontsize=10)
     panel.tick_params(axis="y", length=0)
@@ -381,10 +500,17 @@ def _parameter_table(record: RunRecord) -> list[Sequence]:
 
 def _task_table(record: RunRecord) -> list[Sequence]:
     rows: list[Sequence] = [("task", "metric", "count", "majority", "teacher", "student", "difference", "retained")]
-    for task in record.tasks:
+    for task in scored_tasks(record):
         scores = (task.majority, task.teacher, task.student, task.student - task.teacher)
         rows.append((task.name, task.metric, task.count, *scores, "" if task.retained is None else task.retained))
     return rows
+
+
+def _bubble_table(record: RunRecord) -> list[Sequence]:
+    found = speed_and_score(record)
+    models = (record.teacher, record.student)
+    rows = [(who, model.parameters, speed, score) for (who, speed, score), model in zip(found.points, models, strict=True)]
+    return [("model", "parameters", f"tokens_per_second_batch_{found.batch_size}", found.score_name), *rows]
 
 
 def _kl_table(record: RunRecord) -> list[Sequence]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -101,7 +101,11 @@ class TaskSection:
         None,
     )
     length_normalised: bool | None = _help("Score candidates by the mean over their tokens. Unset: by the total.", None)
-    pattern_number: int | None = _help("Which pattern to use, from 0. null: train on all, and average their answers.", 0)
+    pattern_number: int | Literal["first"] | None = _help(
+        "Which pattern to use, from 0. first: the first one that suits the kind of model. null: train on all, and average their "
+        "answers.",
+        "first",
+    )
     data: str = _help(
         "'docstrings', a data set on the Hub, or a folder with train/validation/test files (or of a benchmark's archive).",
         "docstrings",
@@ -146,6 +150,14 @@ class EvaluationSection:
 
 
 @dataclass
+class HubSection:
+    repo: str = _help("Repository to push student/ to when the run is finished: user/name, or name alone for your own.")
+    private: bool = _help("Create a private repository. One that exists stays as it is.", False)
+    revision: str | None = _help("Branch to push to; it is made if it is not there. Unset: main.", None)
+    overwrite: bool = _help("Replace what the repository holds, even if it is no model of hf_glmd; its history stays.", False)
+
+
+@dataclass
 class Recipe:
     """A whole run. A stage that is set to null is left out."""
 
@@ -168,6 +180,7 @@ class Recipe:
     task_words: dict[str, Any] | None = _help("Stage 2, word prediction on the task's text: any field of GLMDConfig.", None)
     task_answers: dict[str, Any] | None = _help("Stage 3, the teacher's answers as soft labels: any field of GLMDConfig.", None)
     evaluation: EvaluationSection = _help("", factory=EvaluationSection)
+    hub: HubSection | None = _help("", None)
 
     def __post_init__(self) -> None:
         if self.student.init not in ("teacher", "random"):
@@ -246,7 +259,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: words of the command line, `--vocab.size 0.25` or `--vocab.size=0.25`; values are YAML.
     Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
     """
-    data = _read_yaml(path)
+    data = read_yaml(path)
     for key, value in _parse_overrides(overrides):
         _set(data, key, value)
     return _build(Recipe, data, "")
@@ -261,7 +274,7 @@ def build_section(section: type[Section], path: str | Path | None = None, values
         values: name of a field -> its value, or a text that can be read as one.
     Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
     """
-    return _build(section, (_read_yaml(path) if path is not None else {}) | dict(values or {}), "")
+    return _build(section, (read_yaml(path) if path is not None else {}) | dict(values or {}), "")
 
 
 def options_help() -> str:
@@ -277,7 +290,7 @@ def options_help() -> str:
     return "\n".join(lines)
 
 
-def _read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []

@@ -45,7 +45,7 @@ class ModelFacts:
 
 @dataclass
 class WordScores:
-    """Word prediction at masked positions of held-out text.
+    """Word prediction at some positions of held-out text, masked ones or, of causal models, from what stands before them.
 
     Attributes:
         positions: how many were scored.
@@ -63,6 +63,42 @@ class WordScores:
 
 
 @dataclass
+class WordSample:
+    """One word of held-out text, and what both models took for likely.
+
+    Attributes:
+        before, behind: the text around it; nothing behind it for models that read from left to right.
+        hidden: what stands there.
+        teacher, student: (token, probability), likeliest first, among the student's tokens.
+    """
+
+    before: str
+    behind: str
+    hidden: str
+    teacher: list[tuple[str, float]]
+    student: list[tuple[str, float]]
+
+    def __post_init__(self) -> None:
+        self.teacher, self.student = ([tuple(guess) for guess in guesses] for guesses in (self.teacher, self.student))
+
+
+@dataclass
+class AnswerSample:
+    """One question of a task, and what both models answered.
+
+    Attributes:
+        question: the pattern filled in, long columns shortened, `___` for the blank.
+        right: as the data say; None: they do not.
+        teacher, student: their answers.
+    """
+
+    question: str
+    right: str | None
+    teacher: str
+    student: str
+
+
+@dataclass
 class TaskScores:
     """A task's score on its test split.
 
@@ -73,6 +109,7 @@ class TaskScores:
         majority: score of always answering the commonest answer of the training split.
         agreement: share of examples where both give the same answer.
         seconds: of the task's stages and its scoring.
+        samples: some questions with both answers.
     """
 
     name: str
@@ -83,6 +120,10 @@ class TaskScores:
     majority: float
     agreement: float
     seconds: float = field(default=0.0, compare=False)  # two equal runs take different times
+    samples: list[AnswerSample] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.samples = [AnswerSample(**sample) if isinstance(sample, dict) else sample for sample in self.samples]
 
     @property
     def retained(self) -> float | None:
@@ -133,6 +174,9 @@ class StageRecord:
         positions: "all" or "masked"; None for answers.
         steps, seconds, batch_size, learning_rate: as run; `batch_size` over all processes and accumulation steps.
         steps_evaluated, kl, agreement: the curve on held-out rows, KL at temperature 1 in nats; empty for gold labels.
+        accuracy: instead of KL and agreement, for gold labels.
+        steps_logged, loss: the training loss as it was logged.
+        tokens: read in training, padding left out; 0: not counted.
     """
 
     name: str
@@ -147,6 +191,10 @@ class StageRecord:
     steps_evaluated: list[int] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    steps_logged: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    tokens: int = 0
 
 
 @dataclass
@@ -163,6 +211,8 @@ class RunRecord:
         versions: library -> version.
         counts_sorted: counted occurrences of tokens, commonest first, thinned to at most 512 ranks; `count_ranks` are theirs.
         max_tokens: longest input of the student.
+        kind: what both models are: "masked language model" or "causal language model".
+        samples: some words of held-out text with what both models took for likely.
     """
 
     name: str
@@ -183,6 +233,13 @@ class RunRecord:
     max_tokens: int
     seconds: float
     tasks: list[TaskScores] = field(default_factory=list)
+    kind: str = "masked language model"
+    samples: list[WordSample] = field(default_factory=list)
+
+    @property
+    def words_scored(self) -> str:
+        """Which words its scores are about: "masked" or "next"."""
+        return "masked" if self.kind.startswith("masked") else "next"
 
     def save(self, path: str | Path) -> None:
         write_json(path, dataclasses.asdict(self))
@@ -204,6 +261,7 @@ class RunRecord:
                 data[key] = part(**data[key])
         data["stages"] = [StageRecord(**stage) for stage in data["stages"]]
         data["tasks"] = [TaskScores(**task) for task in data.get("tasks", [])]
+        data["samples"] = [WordSample(**sample) for sample in data.get("samples", [])]
         return cls(**data)
 
 

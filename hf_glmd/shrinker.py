@@ -30,6 +30,7 @@ from hf_glmd.vocab.counting import (
     vocabulary_rows,
 )
 from hf_glmd.vocab.rewrite import model_type, placeholder_ids, refuse_unsupported, shrink_tokenizer_json, token_ids
+from hf_glmd.vocab.scripts import script_shares
 from hf_glmd.vocab.selection import ORDERS, load_order, save_order, select, token_order
 from hf_glmd.vocab.sources import read_texts
 from hf_glmd.vocab.vocab_map import REMOVED_MODES, VocabMap, nearest_kept
@@ -293,7 +294,9 @@ class VocabShrinker:
             logger.info("%d placeholder tokens that were never counted are removed, such as %r.", len(free), free[0])
         removed = np.flatnonzero(~kept & (self.counts > 0))
         removed = removed[np.lexsort((removed, -self.counts[removed]))][:20].tolist()
-        examples = set(removed)
+        rarest = np.flatnonzero(kept & ~floor & (self.counts >= max(commonest_removed, 1)))
+        rarest = rarest[np.lexsort((rarest, self.counts[rarest]))][:20].tolist()
+        examples = {*removed, *rarest}
         names = {token_id: token for token, token_id in vocabulary.items() if token_id in examples}
         length_ratio, new_unknown = self._cost(vocab_map, tokenizer)
         return VocabReport(
@@ -309,8 +312,14 @@ class VocabShrinker:
             n_closure=int((kept & ~floor & (self.counts < commonest_removed)).sum()),
             n_placeholders_removed=len(free),
             removed_examples=[names[token_id] for token_id in removed],
+            kept_examples=[names[token_id] for token_id in rarest],
+            scripts=script_shares(self._token_texts(), self.counts, kept_ids),
             new_unknown=new_unknown,
         )
+
+    def _token_texts(self) -> list[str]:
+        """[V]: what each token stands for; special tokens and rows without a token for nothing."""
+        return self._backend.decode_batch([[row] for row in range(self.counts.size)], skip_special_tokens=True)
 
     def _cost(self, vocab_map: VocabMap, tokenizer: Any) -> tuple[float, int]:
         """On the remembered texts: tokens after / before, and unknown tokens after less those before."""

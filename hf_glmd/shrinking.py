@@ -103,6 +103,7 @@ class ShrinkResult:
     output: str
     vocabulary: VocabReport
     verified: VerifyReport
+    carried: list[str]
     pushed: PushResult | None = None
 
     def table(self) -> str:
@@ -110,16 +111,21 @@ class ShrinkResult:
         from hf_glmd.markdown import markdown_table
         from hf_glmd.vocabulary_card import size_rows
 
-        table = markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr")
-        pushed = f"\nPushed to {self.pushed.repo}: {self.pushed.url}" if self.pushed else ""
-        return f"{table}\n\n{self.verified.summary()}\nWritten to {self.output}{pushed}"
+        lines = [markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr"), "", self.verified.summary()]
+        if self.carried:
+            lines.append(f"Carried along: {', '.join(self.carried)}.")
+        lines.append(f"Written to {self.output}")
+        if self.pushed is not None:
+            lines.append(f"Pushed to {self.pushed.repo}: {self.pushed.url}")
+        return "\n".join(lines)
 
 
 def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: str = "") -> ShrinkResult:
     """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map, report and card.
 
     The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
-    at all.
+    at all. What else of the checkpoint is still true goes along, see `hf_glmd.carried_files`: of a repository of
+    sentence-transformers all modules do, and the tokens of its prompts stay.
 
     Args:
         options: see there.
@@ -129,6 +135,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
         the verification found a difference, which is a bug.
     """
     # Loaded here, for `hf-glmd shrink --help` reads the options above and needs none of it.
+    from hf_glmd.carried_files import REPLACED_FILES, find_carried_files
     from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
     from hf_glmd.model_card import SourceCard
     from hf_glmd.models.loading import load_checkpoint, load_config
@@ -142,6 +149,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
     if push is not None:
         check_push(push)
     load_config(options.model, options.revision)  # a wrong name is found before an hour of counting
+    carried = find_carried_files(options.model, options.revision)
     tokenizer = load_tokenizer(options.model, options.revision)
     shrinker = _counted(options, tokenizer, progress)
     model = load_checkpoint(options.model, revision=options.revision)
@@ -150,7 +158,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
         coverage=options.coverage,
         min_count=options.min_count,
         keep=options.keep,
-        keep_texts=_texts_of(options.keep_texts, options.column),
+        keep_texts=[*_texts_of(options.keep_texts, options.column), *carried.prompts],
         removed=options.removed,
         similarity=options.similarity,
         embeddings=model.get_input_embeddings().weight if options.removed == "nearest" else None,
@@ -161,10 +169,12 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
     )
     verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
     small = vocab.resize(model)
-    with written_whole(options.output, stale=(*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER)) as folder:
+    stale = (*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER, *REPLACED_FILES)
+    with written_whole(options.output, stale) as folder:
         small.save_pretrained(folder)
         vocab.save_pretrained(folder)
         vocab.save_report(folder)
+        carried.copy_to(folder, vocab.report.size)
         vocab.save_card(
             folder,
             name=Path(options.output).name,
@@ -175,7 +185,8 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
             command=command,
             verified=verified.summary(),
         )
-    return ShrinkResult(options.output, vocab.report, verified, push_folder(push) if push is not None else None)
+    pushed = push_folder(push) if push is not None else None
+    return ShrinkResult(options.output, vocab.report, verified, list(carried.names), pushed)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -27,6 +27,7 @@ from hf_glmd.publishing.push import PushResult, push_folder
 from hf_glmd.records import write_json
 from hf_glmd.tokenizer_files import STALE_FILES, load_tokenizer, write_tokenizer
 from hf_glmd.verification import VerifyReport, verify_vocabulary
+from hf_glmd.vocab.scripts import ScriptShare
 from hf_glmd.vocab.vocab_map import VocabMap
 from hf_glmd.vocabulary_card import render_vocabulary_card
 from hf_glmd.whole_folder import written_whole
@@ -116,6 +117,12 @@ class VocabReport:
     n_alphabet: int = field(metadata={"help": "Further tokens kept so that what was removed can be spelt: single characters."})
     n_keep: int = field(metadata={"help": "Further tokens kept because of keep= and keep_texts=."})
     removed_examples: list[str] = field(default_factory=list, metadata={"help": "The most frequent removed tokens."})
+    kept_examples: list[str] = field(
+        default_factory=list, metadata={"help": "The least frequent tokens that were kept for their count."}
+    )
+    scripts: list[ScriptShare] = field(
+        default_factory=list, metadata={"help": "How much of each writing system was kept, the largest first."}
+    )
     new_unknown: int = field(
         default=0, metadata={"help": "Unknown tokens after, less those before, on the texts of length_ratio."}
     )
@@ -137,6 +144,7 @@ class VocabReport:
             for name, part in (("long_tail", LongTail), ("model_before", ModelSizes), ("model_after", ModelSizes)):
                 if data.get(name) is not None:
                     data[name] = part(**data[name])
+            data["scripts"] = [ScriptShare(**share) for share in data.get("scripts", [])]
             return cls(**data)
         except (OSError, AttributeError, TypeError, ValueError) as error:
             raise UsageError(f"'{path}' cannot be read ({error}): save the vocabulary again.") from error
@@ -237,7 +245,7 @@ class ShrunkVocab:
             self.tokenizer.save_pretrained(folder)
 
     def save_report(self, directory: str | os.PathLike[str]) -> list[Path]:
-        """Writes `vocab_report.json` and, where token counts are known and matplotlib is installed, `vocabulary.png`.
+        """Writes `vocab_report.json` and, where token counts are known and matplotlib is installed, `vocabulary.png` and `.csv`.
 
         Returns: the files written.
         """
@@ -246,7 +254,8 @@ class ShrunkVocab:
         self.report.save(files[0])
         if self.report.long_tail is not None:
             try:
-                files.append(save_vocabulary_plot(self.report, directory / PLOT_FILE))
+                plot = save_vocabulary_plot(self.report, directory / PLOT_FILE)
+                files += [plot, plot.with_suffix(".csv")]
             except UsageError as error:
                 logger.warning("%s was not drawn: %s", PLOT_FILE, error)
         return files

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.records import TaskScores
+from hf_glmd.samples import answer_samples
 from hf_glmd.task_inputs import TaskInputs
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.rewordings import choose_answers
@@ -49,6 +50,7 @@ def score_task(
         student=task.score(test, answers["student"])["score"],
         majority=task.score(test, guess)["score"],
         agreement=float(np.mean(answers["teacher"] == answers["student"])),
+        samples=answer_samples(task, test, answers["teacher"], answers["student"]),
     )
 
 

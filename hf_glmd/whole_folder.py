@@ -40,7 +40,7 @@ def written_whole(directory: str | os.PathLike[str], stale: Iterable[str] = ()) 
             return
         for name in stale:
             if (directory / name).exists() and not (written / name).exists():
-                logger.warning("Removing '%s': it belongs to the tokenizer that is replaced.", directory / name)
+                logger.warning("Removing '%s': it belongs to what is replaced.", directory / name)
                 _remove(directory / name)
         for item in written.iterdir():
             if item.is_dir():

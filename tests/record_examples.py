@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hf_glmd.records import ModelFacts, RunRecord, StageRecord, TaskScores, VocabFacts, WordScores
+from hf_glmd.records import (
+    AnswerSample,
+    ModelFacts,
+    RunRecord,
+    StageRecord,
+    TaskScores,
+    VocabFacts,
+    WordSample,
+    WordScores,
+)
 
 VOCABULARY, SMALL_VOCABULARY = 8191, 4093  # primes
 ODD_TOKENS = ["|", "`", "``", "##ing", "a|b", "*", "_x_", "<b>", "[y](z)", "\\", "\\|", "\n", " ", "語", "{{ 7 * 7 }}", "---"]
@@ -16,6 +25,17 @@ TASK_LIST = [
     TaskScores("cb", "accuracy_and_macro_f1", 56, teacher=0.812, student=0.8123, majority=0.333, agreement=0.89, seconds=31.0),
     TaskScores("cola", "matthews_correlation", 1_043, teacher=0.41, student=-0.02, majority=0.0, agreement=0.83, seconds=43.0),
     TaskScores("wsc", "accuracy", 104, teacher=0.61, student=0.62, majority=0.635, agreement=0.71, seconds=11.0),
+]
+
+WORD_SAMPLES = [
+    WordSample(
+        "the", "of the list is returned", "length", [("length", 0.613), ("<b>", 0.207)], [("size", 0.311), ("length", 0.293)]
+    ),
+    WordSample("語 {{ 7 * 7 }}", "", "\n", [(" ", 0.999)], [("\n", 0.0131)]),
+]
+ANSWER_SAMPLES = [
+    AnswerSample("from ___ : <script>alert(1)</script> & more", "torch", "torch", "numpy"),
+    AnswerSample("from ___ : returns the mean", None, "numpy", "numpy"),
 ]
 
 

@@ -231,13 +231,15 @@ def test_removed_tokens_stay_one_paragraph():
 def test_plots_are_linked_where_they_lie_and_only_those_drawn():
     record = example_record()
     assert re.findall(r"\]\((\S+\.png)\)", render_card(record)) == [
-        f"plots/{name}.png" for name in ("long_tail", "parameters", "kl_over_steps")
+        f"plots/{name}.png" for name in ("long_tail", "parameters", "size_speed_score", "kl_over_steps", "tasks")
     ]
     for stage in record.stages:
         stage.kl = []
     assert re.findall(r"\]\((\S+\.png)\)", render_card(record, plots_dir="../figures/")) == [
         "../figures/long_tail.png",
         "../figures/parameters.png",
+        "../figures/size_speed_score.png",
+        "../figures/tasks.png",
     ]
     assert ".png" not in render_card(record, plots_dir=None) and "## Plots" not in render_card(record, plots_dir=None)
 

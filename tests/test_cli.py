@@ -1,6 +1,7 @@
 """What people type, and what they are told."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,14 @@ def test_help_is_quick_and_names_every_option():
     )
     assert done.returncode == 0 and "--keep-texts" in done.stdout and "--corpus" in done.stdout
     assert "torch" not in {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}, "help needs no torch"
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+def test_a_shell_completes_commands_and_options(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "completion.sh").write_text(capsys.readouterr().out)
+    for words, found in ((["shr"], "shrink"), (["shrink", "--cov"], "--coverage")):
+        typed = f"COMP_WORDS=(hf-glmd {' '.join(words)}); COMP_CWORD={len(words)}; _shtab_hf_glmd; echo ${{COMPREPLY[@]}}"
+        shown = subprocess.run(["bash", "-c", f"source {tmp_path}/completion.sh; {typed}"], capture_output=True, text=True)
+        assert shown.stdout.split() == [found], shown.stderr

@@ -10,8 +10,8 @@ import recipe_helpers
 import yaml
 
 from hf_glmd.cli import run_recipe_command
-from hf_glmd.pipeline import last_complete_checkpoint
 from hf_glmd.records import RunRecord
+from hf_glmd.run_folder import last_complete_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,7 @@ def test_teachers_that_predict_no_words_are_refused(tmp_path, capsys):
     import vocab_helpers
 
     recipe = recipe_helpers.write_inputs(tmp_path)
-    for name, message in (("bert-classifier", "predicts no words"), ("gpt2", "not a masked language model")):
+    for name, message in (("bert-classifier", "predicts no words"), ("t5", "is an encoder-decoder (t5)")):
         vocab_helpers.tiny_model(name).save_pretrained(tmp_path / name)
         assert run_recipe_command(["--config", str(recipe), "--teacher.model", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.plots import (
     PALE_BLUE,
     PALE_GREY,
+    _draw_bubbles,
     _draw_kl,
     _draw_long_tail,
     _draw_parameters,
@@ -24,6 +26,7 @@ from hf_glmd.plots import (
     plot_titles,
     save_plots,
     save_vocabulary_plot,
+    speed_and_score,
 )
 from hf_glmd.shrunk_vocab import LongTail, VocabReport
 
@@ -42,7 +45,7 @@ def test_every_plot_is_a_picture_with_its_numbers(plots):
     from matplotlib.image import imread
 
     directory, paths = plots
-    names = ["long_tail", "parameters", "kl_over_steps"]
+    names = ["long_tail", "parameters", "size_speed_score", "kl_over_steps", "tasks"]
     assert paths == [directory / f"{name}.{kind}" for name in names for kind in ("png", "csv")]
     assert sorted(directory.iterdir()) == sorted(paths)
     for path in paths[::2]:
@@ -79,7 +82,9 @@ def test_titles_state_the_finding():
     assert plot_titles(example_record()) == {
         "long_tail": "Half of the tokens cover 97.4% of the text",
         "parameters": "The student has 50% of the teacher's parameters",
+        "size_speed_score": "The student is 2.1 times as fast as the teacher",
         "kl_over_steps": "KL to the teacher falls from 3.58 to 1.26 nats in 811 steps",
+        "tasks": "The student keeps 96% of the teacher's gain over the commonest answer on docstring_library",
     }
     record = example_record()
     record.vocab = dataclasses.replace(record.vocab, size=3001, coverage=0.99996)
@@ -99,15 +104,19 @@ def test_percent_says_all_and_nothing_only_where_true(share, text):
 
 
 def test_without_curves_no_kl_plot_and_without_counts_no_tail(tmp_path):
-    record = example_record(count_ranks=[], counts_sorted=[])
+    record = example_record(count_ranks=[], counts_sorted=[], task=None)
     for stage in record.stages:
         stage.kl = []
+    record.student.tokens_per_second = {8: 12.0}
     assert [path.name for path in save_plots(record, tmp_path)] == ["parameters.png", "parameters.csv"]
 
 
 def test_lines_and_bars_are_the_numbers_of_the_record():
     record = example_record()
-    general, words = _draw_kl(record, "t").axes
+    general, words, *agreement = _draw_kl(record, "t").axes
+    for panel, stage in zip(agreement, (record.stages[0], record.stages[2]), strict=True):
+        assert panel.lines[0].get_xdata().tolist() == stage.steps_evaluated and panel.get_ylim() == (0, 100)
+        assert panel.lines[0].get_ydata().tolist() == pytest.approx([100 * share for share in stage.agreement])
     for panel, stage in ((general, record.stages[0]), (words, record.stages[2])):
         curve = panel.lines[-1]
         assert curve.get_xdata().tolist() == stage.steps_evaluated and curve.get_ydata().tolist() == stage.kl
@@ -118,6 +127,38 @@ def test_lines_and_bars_are_the_numbers_of_the_record():
     assert {"2,129,663", "3,240,977", "1,047,809", "1,661,453", "5,370,640", "2,709,262"} <= {
         text.get_text() for text in panel.texts
     }
+
+
+def test_circles_have_the_area_of_their_model_at_its_speed_and_score():
+    record = example_record()
+    [panel] = _draw_bubbles(record, "t").axes
+    teacher, student = panel.collections
+    assert teacher.get_offsets().tolist() == [pytest.approx([20_111.6, 81.27])]
+    assert student.get_offsets().tolist() == [pytest.approx([43_210.9, 78.33])]
+    circle, diamond = math.pi / 4 * teacher.get_sizes()[0], student.get_sizes()[0]
+    assert diamond / circle == pytest.approx(record.student.parameters / record.teacher.parameters)
+
+
+def test_what_is_scored_beside_speed():
+    found = speed_and_score(example_record(task=None))
+    assert (found.batch_size, found.score_name) == (32, "masked-word accuracy")
+    assert found.points == [("teacher", 20_111.6, 0.3917), ("student", 43_210.9, 0.2719)]
+    found = speed_and_score(example_record(task=None, tasks=TASK_LIST))
+    assert found.score_name == "mean score of 4 tasks" and found.points[0][2] == pytest.approx((0.712 + 0.812 + 0.41 + 0.61) / 4)
+    record = example_record()
+    record.teacher.tokens_per_second = {1: 8123.4}
+    assert speed_and_score(record).batch_size == 1
+    record.teacher.tokens_per_second = {}
+    assert speed_and_score(record) is None and "size_speed_score" not in plot_titles(record)
+
+
+def test_no_text_of_the_bubbles_leaves_the_picture_or_overlaps():
+    for changes in ({}, {"task": None}, {"task": None, "tasks": TASK_LIST}):
+        figure = _draw_bubbles(example_record(**changes), "t")
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+        assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
+        assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
 
 
 def test_a_segment_too_narrow_for_its_number_is_named_beside_the_bar():
@@ -153,6 +194,11 @@ def test_the_vocabulary_plot_shows_the_cut_and_the_rare_tokens_that_stay(tmp_pat
     assert save_vocabulary_plot(report, tmp_path / "plots" / "vocabulary.png") == tmp_path / "plots" / "vocabulary.png"
     assert (tmp_path / "plots" / "vocabulary.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     tail = report.long_tail
+    header, *rows = read_csv(tmp_path / "plots" / "vocabulary.csv")
+    assert header == ["rank", "count", "kept_share_since_rank_before"] and len(rows) == len(tail.ranks)
+    assert [(int(rank), int(count), float(share)) for rank, count, share in rows] == list(
+        zip(tail.ranks, tail.counts, tail.kept_shares, strict=True)
+    )
     rarer = list(zip(tail.rarer_kept_ranks, tail.rarer_kept_counts, strict=True))
     [panel] = draw_long_tail(tail.ranks, tail.counts, tail.kept_shares, report, "t", tail.cut, tail.n_rarer_kept, rarer).axes
     kept, removed, cut = panel.lines

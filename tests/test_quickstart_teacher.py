@@ -27,7 +27,8 @@ def test_it_knows_the_answers_of_the_quickstart(monkeypatch):
     monkeypatch.chdir(recipe_helpers.ROOT)
     inputs = Inputs(load_recipe("recipes/quickstart.yaml"), None)
     inputs.check_teacher()
-    assert len(inputs.task.candidate_ids(inputs.teacher_tokenizer)) == 8
+    (given,) = inputs.tasks
+    assert len(given.task.candidate_ids(inputs.teacher_tokenizer)) == 8
 
 
 def test_it_fills_a_blank():

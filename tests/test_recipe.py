@@ -70,7 +70,7 @@ def test_a_list_of_tasks_shares_a_section(tmp_path):
     cb, rte = recipe.task_sections
     assert (cb.name, cb.max_length, cb.words) == ("cb", 64, {})
     assert (rte.name, rte.max_length, rte.stage("task_words")) == ("rte", 32, {"learning_rate": 0.001})
-    assert rte.pattern is None and rte.pattern_number == 0
+    assert rte.pattern is None and rte.pattern_number == "first"
 
 
 def test_tasks_of_the_command_line_replace_the_list(tmp_path):

@@ -463,10 +463,27 @@ def test_saving_that_fails_writes_nothing(tmp_path, monkeypatch):
 
 def test_the_report_is_written_with_its_picture(tmp_path):
     vocab = resegmented()
-    assert vocab.save_report(tmp_path) == [tmp_path / "vocab_report.json", tmp_path / "vocabulary.png"]
+    names = ("vocab_report.json", "vocabulary.png", "vocabulary.csv")
+    assert vocab.save_report(tmp_path) == [tmp_path / name for name in names] and all(
+        (tmp_path / name).exists() for name in names
+    )
     assert VocabReport.load(tmp_path / "vocab_report.json") == vocab.report
     assert (tmp_path / "vocabulary.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert vocab.counts.tolist() == counted().counts[vocab.vocab_map.kept_ids].tolist()
+
+
+def test_the_report_knows_scripts_and_both_sides_of_the_cut():
+    shrinker = counted()
+    report = shrinker.shrink(size=100).report
+    [latin] = [share for share in report.scripts if share.script == "Latin"]
+    assert sum(share.tokens for share in report.scripts) == report.original_size
+    assert sum(share.kept for share in report.scripts) == report.size
+    assert sum(share.kept_counted for share in report.scripts) / sum(share.counted for share in report.scripts) == report.coverage
+    assert 0 < latin.kept < latin.tokens
+    ids = shrinker.tokenizer.get_vocab()
+    counts = {token: shrinker.counts[ids[token]] for token in [*report.kept_examples, *report.removed_examples]}
+    assert report.kept_examples and report.removed_examples
+    assert min(counts[token] for token in report.kept_examples) >= max(counts[token] for token in report.removed_examples)
 
 
 def test_without_matplotlib_or_counts_the_report_is_written_alone(tmp_path, monkeypatch, caplog):

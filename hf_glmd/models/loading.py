@@ -6,7 +6,15 @@ from os import PathLike
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from hf_glmd.errors import UsageError
 
@@ -39,6 +47,24 @@ def load_word_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrai
     """
     config = load_config(name_or_path, kwargs.get("revision"))
     return word_model_class(config).from_pretrained(str(name_or_path), **kwargs)
+
+
+def predicts_classes(config) -> bool:
+    """Whether a configuration is that of a model with a head for sequence classification, by its `architectures`."""
+    known = AutoModelForSequenceClassification._model_mapping
+    classes = known[type(config)] if type(config) in known else ()
+    names = {found.__name__ for found in (classes if isinstance(classes, tuple) else (classes,))}
+    return any(name in names for name in config.architectures or ())
+
+
+def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Loads a model that predicts words or the classes of texts, in the dtype of the checkpoint unless `dtype` is given.
+
+    Raises: UsageError, there is no such model, or it predicts neither.
+    """
+    if predicts_classes(load_config(name_or_path, kwargs.get("revision"))):
+        return AutoModelForSequenceClassification.from_pretrained(str(name_or_path), **kwargs)
+    return load_word_model(name_or_path, **kwargs)
 
 
 def load_config(name_or_path: str | PathLike[str], revision: str | None = None):

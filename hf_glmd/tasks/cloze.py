@@ -311,14 +311,18 @@ class ClozeTask:
             desc=f"Writing {self.name} as cloze questions",
         )
 
-    def _pattern_for(self, number: int | None, causal: bool) -> int:
+    def suitable_patterns(self, causal: bool) -> list[int]:
+        """`usable_patterns`. Raises: UsageError, there are none."""
         usable = self.usable_patterns(causal)
-        if number is None and not usable:
+        if not usable:
             raise UsageError(
                 f"all patterns of task {self.name} read a column behind the blank, which a causal model has not seen yet when it "
                 "answers. Add one with {mask} behind all columns, or use a masked language model."
             )
-        return usable[0] if number is None else number
+        return usable
+
+    def _pattern_for(self, number: int | None, causal: bool) -> int:
+        return self.suitable_patterns(causal)[0] if number is None else number
 
     def candidate_texts(self, batch: Mapping[str, Sequence[Any]], first: int = 0) -> list[list[str]]:
         """The candidates of each example: the words, or what stands in the candidate columns.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -14,13 +14,13 @@ from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.scoring import averaged_scores, score_candidates
 
 
-def chosen_patterns(task: ClozeTask, number: int | None, causal: bool) -> list[int]:
-    """The numbers of the patterns to use: the one that is asked for, or all that suit the kind of model.
+def chosen_patterns(task: ClozeTask, number: int | Literal["first"] | None, causal: bool) -> list[int]:
+    """The numbers of the patterns to use: the one that is asked for, or the first one or (None) all that suit the kind of model.
 
-    Raises: UsageError, there is no such pattern.
+    Raises: UsageError, there is no such pattern, or none suits.
     """
-    if number is None:
-        return task.usable_patterns(causal)
+    if number is None or number == "first":
+        return task.suitable_patterns(causal)[: 1 if number == "first" else None]
     task.with_pattern(number)
     return [number]
 

@@ -25,6 +25,7 @@ from hf_glmd.model_card import (
     versions_in_words,
     without_token,
 )
+from hf_glmd.models.class_heads import is_classifier
 from hf_glmd.models.heads import is_masked_lm
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Sizes:
     Attributes:
         name: Hub name or folder; empty: none.
         layers: None: its config does not say.
-        vocabulary: tokens it predicts.
+        vocabulary: tokens it knows.
     """
 
     name: str
@@ -49,16 +50,18 @@ class Sizes:
     parameters: int
 
     @classmethod
-    def of(cls, model: nn.Module, vocabulary: int) -> Sizes:
+    def of(cls, model: nn.Module) -> Sizes:
         config = model.config.get_text_config()
         layers = getattr(config, "num_hidden_layers", None)
         if layers is not None and getattr(config, "is_encoder_decoder", False):
             layers += getattr(config, "num_decoder_layers", None) or 0
-        return cls(model.config.name_or_path or "", layers, vocabulary, sum(part.numel() for part in model.parameters()))
+        return cls(model.config.name_or_path or "", layers, config.vocab_size, sum(part.numel() for part in model.parameters()))
 
 
-def word_pipeline_tag(model: nn.Module) -> str:
-    """The Hub's word for which words a model predicts."""
+def pipeline_tag_of(model: nn.Module) -> str:
+    """The Hub's word for what a model predicts."""
+    if is_classifier(model):
+        return "text-classification"
     if getattr(model.config, "is_encoder_decoder", False):
         return "text2text-generation"
     return "fill-mask" if is_masked_lm(model) else "text-generation"

@@ -96,13 +96,22 @@ class WordPredictionCollator:
 
     def hidden_words(self, ids: Tensor, filled: Tensor) -> Tensor:
         """Which words to hide: bool [B, S]. Special tokens and padding are never chosen."""
-        rows, lengths = ids.numpy(), filled.sum(1).tolist()
-        draws = np.ones(ids.shape)
-        for number, length in enumerate(lengths):  # a row's draws must not depend on the rows beside it
-            row = rows[number, :length]
-            seeds = [self.seed, self.epoch, zlib.crc32(row.tobytes())]
-            draws[number, :length] = np.random.default_rng(seeds).random(length)
-        return torch.from_numpy(draws < self.mask_share) & filled & ~torch.isin(ids, self._special)
+        return drawn_words(ids, filled, self.mask_share, (self.seed, self.epoch)) & ~torch.isin(ids, self._special)
+
+
+def drawn_words(ids: Tensor, filled: Tensor, share: float, seeds: Sequence[int]) -> Tensor:
+    """A share of the words of each row, bool [B, S]; which follows from the seeds and the row alone.
+
+    Args:
+        ids, filled: int64 and bool [B, S], padded on the right.
+        share: in [0, 1].
+    """
+    rows, lengths = ids.numpy(), filled.sum(1).tolist()
+    draws = np.ones(ids.shape)
+    for number, length in enumerate(lengths):  # a row's draws must not depend on the rows beside it
+        row = rows[number, :length]
+        draws[number, :length] = np.random.default_rng([*seeds, zlib.crc32(row.tobytes())]).random(length)
+    return torch.from_numpy(draws < share) & filled
 
 
 class TargetCollator:

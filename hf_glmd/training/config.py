@@ -25,7 +25,7 @@ class GLMDConfig(TrainingArguments):
         default="word_prediction",
         metadata={
             "help": "word_prediction: KL to the teacher's predictions of words. soft_label: cross-entropy with its answers to a "
-            "cloze task."
+            "cloze task or, of two classifiers, with its classes; with its number, of a regression, the squared difference."
         },
     )
     temperature: float | None = field(
@@ -54,6 +54,10 @@ class GLMDConfig(TrainingArguments):
             "help": "For encoder-decoders, when a dataset of text is tokenised: column of what the decoder reads and predicts. "
             "Unset: each row of text is split, the encoder reads its beginning and the decoder predicts the rest."
         },
+    )
+    pair_column: str | None = field(
+        default=None,
+        metadata={"help": "For classifiers, when a dataset of text is tokenised: column of the second text of each pair."},
     )
     teacher_reads_replaced: bool = field(
         default=False,

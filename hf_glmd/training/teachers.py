@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from hf_glmd.corpora.blocks import ORIGINAL_IDS
 from hf_glmd.errors import UsageError
-from hf_glmd.models.heads import HeadInputs, HeadRows, WordHead, evaluating
-from hf_glmd.models.loading import load_word_model
+from hf_glmd.models.class_heads import ClassHead, head_of
+from hf_glmd.models.heads import HeadInputs, HeadRows, evaluating
+from hf_glmd.models.loading import load_teacher_model
 from hf_glmd.vocab.vocab_map import VocabMap
 
 
@@ -55,20 +56,22 @@ class LiveTeacher:
     embedding that the student lacks are never multiplied.
 
     Args:
-        model: a model with an output embedding, or its Hub name or path. It is frozen and put into evaluation mode.
+        model: a model that predicts words or the classes of texts, or its Hub name or path. It is frozen and put into
+            evaluation mode.
         vocab_map: the student's vocabulary. None: both share one.
     """
 
     def __init__(self, model: PreTrainedModel | str | PathLike[str], vocab_map: VocabMap | None = None) -> None:
         if not isinstance(model, nn.Module):
             # Checkpoints in half precision are slow and coarse on a CPU.
-            model = load_word_model(model, **({} if torch.accelerator.is_available() else {"dtype": torch.float32}))
+            model = load_teacher_model(model, **({} if torch.accelerator.is_available() else {"dtype": torch.float32}))
         self.model = model
         self._freeze()
         self.vocab_map = vocab_map
         with self._teaching():
-            self.head = WordHead(self.model)
-        if vocab_map is not None and vocab_map.original_size > self.head.size:
+            self.head = head_of(self.model)
+        self.classifies = isinstance(self.head, ClassHead)
+        if vocab_map is not None and not self.classifies and vocab_map.original_size > self.head.size:
             raise UsageError(
                 f"the vocabulary map comes from {vocab_map.original_size} tokens, the teacher predicts {self.head.size}. "
                 "Pass the map that was made from this teacher's tokenizer."
@@ -77,7 +80,7 @@ class LiveTeacher:
 
     @property
     def size(self) -> int:
-        return self.vocab_map.size if self.vocab_map is not None else self.head.size
+        return self.head.size if self.vocab_map is None or self.classifies else self.vocab_map.size
 
     @property
     def fallback(self) -> str | None:

@@ -126,7 +126,8 @@ class TokenMeanTrainer(Trainer):
 
 
 def counted(inputs: Mapping[str, Any]) -> Tensor:
-    """What a batch's means are over: bool [B, S], the positions that predict; of cloze questions bool [B, 1], the examples.
+    """What a batch's means are over: bool [B, S], the positions that predict; of cloze questions and of texts to classify
+    bool [B, 1], the examples.
 
     A question with candidates of several tokens has several predictions, and yet it is one example.
     """
@@ -145,7 +146,7 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here
 
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids")
 """What collators make for both models to read, where there is such a thing."""
 
 

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_glmd.corpora.blocks import ORIGINAL_IDS, pack_blocks, pair_rows
 from hf_glmd.errors import UsageError
+from hf_glmd.losses.classes import class_loss, class_scores
 from hf_glmd.losses.functional import (
     soft_label_loss,
     word_prediction_loss,
@@ -25,9 +26,11 @@ from hf_glmd.losses.functional import (
 )
 from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.losses.topk import topk_word_prediction_loss, topk_word_prediction_scores
-from hf_glmd.models.heads import HeadInputs, WordHead, is_masked_lm
+from hf_glmd.models.class_heads import ClassHead, head_of, is_classifier, problem_of
+from hf_glmd.models.heads import HeadInputs, is_masked_lm
 from hf_glmd.tasks.candidates import QUESTION_COLUMNS, CandidateCollator, candidate_scores
-from hf_glmd.training.card import Sizes, word_pipeline_tag
+from hf_glmd.training.card import Sizes, pipeline_tag_of
+from hf_glmd.training.class_rows import ClassCollator, check_same_classes, class_rows
 from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.hub import PublishingTrainer
@@ -54,15 +57,16 @@ class GLMDTrainer(PublishingTrainer):
     `eval_teacher_entropy`, and `eval_cross_entropy`, of the words that were hidden or come next.
 
     Args:
-        model: the student.
+        model: the student; one that predicts words or, for `soft_label`, an `AutoModelForSequenceClassification`.
         teacher: a model, its Hub name or path, a list of these (the mean of their predictions), or a teacher: `LiveTeacher`,
             `AdaptersOffTeacher`, `TeacherEnsemble`, `TeacherCache`. It is frozen, and never saved with the student.
         args: a `GLMDConfig`.
         train_dataset, eval_dataset: rows of `input_ids` in the student's ids, or of text (`args.text_column`), which is then
-            packed into blocks. For `soft_label`: cloze rows, as `ClozeTask.encode` makes them. Other columns are ignored.
+            packed into blocks. For `soft_label`: cloze rows, as `ClozeTask.encode` makes them; or, of two classifiers, rows of
+            `input_ids`, or of text (`args.text_column`, `args.pair_column`). Other columns are ignored.
         processing_class: the student's tokenizer.
         vocab_map: the student's vocabulary, as cut from the teacher's. None: both share one.
-        data_collator: default: `WordPredictionCollator` or `CandidateCollator`.
+        data_collator: default: `WordPredictionCollator`, `CandidateCollator` or, of classifiers, `ClassCollator`.
         **kwargs: of `transformers.Trainer`.
     Raises: UsageError, the two vocabularies do not fit, or a row or setting makes no sense with the others.
     Source: GLMD, arXiv:2306.06625.
@@ -104,12 +108,7 @@ class GLMDTrainer(PublishingTrainer):
             self.teacher.check_temperature(args.temperature)
             if args.objective != "word_prediction":
                 raise UsageError(f"objective='{args.objective}' needs a teacher that runs: a cache holds words only.")
-        self.head = WordHead(model)
-        if self.head.size != self.teacher.size:
-            raise UsageError(
-                f"the student predicts {self.head.size} tokens, the teacher {self.teacher.size}. "
-                "Pass vocab_map=vocab.vocab_map of the vocabulary the student was cut with."
-            )
+        self.head = head_of(model)
         kind = kind_of(model)
         for other in self.teacher.models:
             if kind_of(other) != kind:
@@ -117,20 +116,25 @@ class GLMDTrainer(PublishingTrainer):
                     f"the student {type(model).__name__} ({kind}) and the teacher {type(other).__name__} ({kind_of(other)}) do "
                     "not predict the same words. Use two models of one kind."
                 )
+        self.problem = problem_of(model.config) if isinstance(self.head, ClassHead) else None
+        if self.problem is None and self.head.size != self.teacher.size:
+            raise UsageError(
+                f"the student predicts {self.head.size} tokens, the teacher {self.teacher.size}. "
+                "Pass vocab_map=vocab.vocab_map of the vocabulary the student was cut with."
+            )
+        if self.problem is not None:
+            self._check_classes(model, args)
         masked_lm = kind == "masked language model"
-        if not masked_lm and (args.positions == "masked" or args.mask_share):
+        if self.problem is None and not masked_lm and (args.positions == "masked" or args.mask_share):
             raise UsageError(
                 f"positions='{args.positions}' with mask_share={args.mask_share} hides words, but {type(model).__name__} "
                 "predicts the next one. Leave both at their defaults."
             )
-        self.student_sizes = Sizes.of(model, self.head.size)
-        self.teacher_sizes = [
-            Sizes.of(one, vocab_map.original_size if vocab_map else self.teacher.size) for one in self.teacher.models
-        ]
-        self.pipeline_tag = word_pipeline_tag(model)
+        self.student_sizes, self.teacher_sizes = Sizes.of(model), [Sizes.of(one) for one in self.teacher.models]
+        self.pipeline_tag = pipeline_tag_of(model)
         if data_collator is None:
             data_collator = default_collator(args, processing_class, model)
-        if args.objective == "word_prediction":
+        if args.objective == "word_prediction" or self.problem is not None:
             train_dataset = self._tokenised(train_dataset, model, args, processing_class)
             eval_dataset = self._tokenised(eval_dataset, model, args, processing_class)
         super().__init__(
@@ -153,6 +157,23 @@ class GLMDTrainer(PublishingTrainer):
             self.add_callback(_EpochOfMasks(self.data_collator))
         model.add_model_tags(self._tag_names)
 
+    def _check_classes(self, model: PreTrainedModel, args: GLMDConfig) -> None:
+        name = type(model).__name__
+        if args.objective != "soft_label":
+            raise UsageError(
+                f"objective='{args.objective}' is about words, and {name} predicts classes. Use objective='soft_label', or "
+                "distil the words first, with a model that predicts them."
+            )
+        if self.head.size != self.teacher.size:
+            raise UsageError(
+                f"the student has {self.head.size} outputs, the teacher {self.teacher.size}. Set num_labels={self.teacher.size} "
+                "in the student's configuration."
+            )
+        if isinstance(self.teacher, TeacherEnsemble) and self.problem != "single_label_classification":
+            raise UsageError(f"several teachers of a {self.problem} cannot be averaged as probabilities. Use one of them.")
+        for other in self.teacher.models:
+            check_same_classes(model.config, other.config)
+
     # Data
 
     def _tokenised(self, dataset: Any, model: PreTrainedModel, args: GLMDConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -165,6 +186,8 @@ class GLMDTrainer(PublishingTrainer):
             *(max_positions(one.config) for one in (model, *self.teacher.models)), tokenizer.model_max_length, MAX_DEFAULT_LENGTH
         )
         with PartialState().local_main_process_first():  # the others read what the first one cached
+            if self.problem is not None:
+                return class_rows(dataset, tokenizer, length, args.text_column, args.pair_column)
             if args.target_column is not None:
                 return pair_rows(dataset, tokenizer, length, args.text_column, args.target_column)
             return pack_blocks(dataset, tokenizer, length, column=args.text_column, separate=args.separate_documents)
@@ -248,8 +271,11 @@ class GLMDTrainer(PublishingTrainer):
         student, teacher = self._student_logits(model, inputs), self._teacher_logits(inputs, temperature)
         mixed = isinstance(self.teacher, TeacherEnsemble)  # whose logits depend on the temperature
         plain = self._teacher_logits(inputs, 1.0) if mixed and temperature != 1.0 else teacher
+        loss = self._dense_loss(student, teacher, reduction="none")
+        if self.problem is not None:
+            return {"loss": loss} | class_scores(student, plain, self.problem)
         scores = {
-            "loss": self._dense_loss(student, teacher, reduction="none"),
+            "loss": loss,
             "kl": kl_of_candidates(student, plain),
             "agreement": (student.argmax(-1) == plain.argmax(-1)).float(),
             "teacher_entropy": torch.special.entr(torch.softmax(plain, -1)).sum(-1),
@@ -285,9 +311,13 @@ class GLMDTrainer(PublishingTrainer):
         return words
 
     def _of_candidates(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
-        return candidate_scores(logits, inputs) if self.args.objective == "soft_label" else logits
+        asked = self.args.objective == "soft_label" and self.problem is None
+        return candidate_scores(logits, inputs) if asked else logits
 
     def _dense_loss(self, student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
+        if self.problem is not None:
+            loss = class_loss(student, teacher, self.problem, self.args.temperature)
+            return loss.sum() if reduction == "sum" else loss
         loss = word_prediction_loss_from_logits if self.args.objective == "word_prediction" else soft_label_loss
         return loss(student, teacher, temperature=self.args.temperature, reduction=reduction)
 
@@ -341,8 +371,10 @@ class _EpochOfMasks(TrainerCallback):
 
 def default_collator(
     args: GLMDConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> WordPredictionCollator | TargetCollator | CandidateCollator:
+) -> WordPredictionCollator | TargetCollator | CandidateCollator | ClassCollator:
     """The collator that goes with an objective and a kind of model."""
+    if is_classifier(model):
+        return ClassCollator(tokenizer)
     if args.objective == "soft_label":
         return CandidateCollator(tokenizer)
     if kind_of(model) == "encoder-decoder":
@@ -354,7 +386,9 @@ def default_collator(
 
 
 def kind_of(model: nn.Module) -> str:
-    """In words, which words a model predicts."""
+    """In words, what a model predicts."""
+    if is_classifier(model):
+        return "classifier"
     if getattr(model.config, "is_encoder_decoder", False):
         return "encoder-decoder"
     return "masked language model" if is_masked_lm(model) else "causal language model"

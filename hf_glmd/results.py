@@ -1,0 +1,177 @@
+"""What came out of a run: scores of its students, and the files that are handed over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_glmd.cards import render_card
+from hf_glmd.evaluation import compare_word_predictions, model_facts
+from hf_glmd.machine import hardware, versions
+from hf_glmd.model_card import SourceCard, is_hub_name
+from hf_glmd.models.loading import load_word_model
+from hf_glmd.plots import save_plots
+from hf_glmd.recipe import STAGES, TASK_STAGES
+from hf_glmd.records import RunRecord, TaskScores, VocabFacts, WordScores
+from hf_glmd.run_folder import remove
+from hf_glmd.stages import Stages
+from hf_glmd.task_inputs import TaskInputs, first_rows
+from hf_glmd.task_scoring import score_task
+from hf_glmd.training.teachers import LiveTeacher
+
+
+class Results:
+    """Measures and writes what the stages came to.
+
+    Args:
+        steps: the stages, once they are done.
+    """
+
+    def __init__(self, steps: Stages) -> None:
+        self.steps, self.recipe, self.given, self.place, self.state = steps, steps.recipe, steps.given, steps.place, steps.state
+
+    def measure(self, last: str, command: str) -> RunRecord:
+        """Scores the student at its start, after stage 1 and at its end, beside the teacher, on held-out text."""
+        started, section = time.monotonic(), self.recipe.evaluation
+        rows = first_rows(self.steps.blocks("test"), section.rows, self.recipe.seed)
+        self.place.say("Scoring")
+        teacher = LiveTeacher(self.given.load_teacher().to(self.state.device), self.steps.vocab_map)
+
+        kind = "next" if self.given.causal else "masked"
+
+        def words(stage: str, when: str) -> WordScores:
+            student = load_word_model(self.place.stages / stage, dtype=torch.float32).to(self.state.device)
+            return compare_word_predictions(student, teacher, self.steps.tokenizer, rows, desc=f"Scoring {kind} words {when}")
+
+        scores = {
+            "words_start": words("student", "before training"),
+            "words_general": words("general", "after stage 1") if self.recipe.general is not None else None,
+            "words_final": words(last, "of the student"),
+        }
+        tasks = [self.task_scores(given) for given in self.given.tasks]
+        details = json.loads((self.place.stages / "student" / "done.json").read_text(encoding="utf-8"))
+        listed = self.recipe.tasks is not None
+        stages = self.steps.records(STAGES[:1] if listed else STAGES, None)
+        before, after = self.tokens_per_text()
+        report = details.get("report", {})
+        size = len(self.given.teacher_tokenizer)
+        ranks, counts = details.get("curve", ([], []))
+        return RunRecord(
+            name=self.place.path.name,
+            teacher=model_facts(teacher.model, self.recipe.teacher.model, section.speed_batch_sizes, section.speed_length),
+            student=model_facts(
+                load_word_model(self.place.stages / last, dtype=torch.float32).to(self.state.device),
+                self.place.path.name,
+                section.speed_batch_sizes,
+                section.speed_length,
+            ),
+            vocab=VocabFacts(
+                original_size=report.get("original_size", size),
+                size=report.get("size", size),
+                coverage=report.get("coverage", 1.0),
+                length_ratio=after / before,
+                tokens_per_text_before=before,
+                tokens_per_text_after=after,
+                removed_examples=list(report.get("removed_examples", [])),
+                removed=self.steps.vocab_map.removed if self.steps.vocab_map is not None else "resegment",
+                scripts=list(report.get("scripts", [])),
+            ),
+            **scores,
+            task=None if listed or not tasks else tasks[0],
+            tasks=tasks if listed else [],
+            stages=stages,
+            corpus=self.corpus_in_words(),
+            hardware=hardware(),
+            command=command,
+            versions=versions("hf_glmd", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
+            count_ranks=ranks,
+            counts_sorted=counts,
+            max_tokens=self.given.max_length,
+            kind=self.given.kind,
+            seconds=details["seconds"]
+            + sum(part.seconds for part in [*self.steps.records(STAGES[:1], None), *tasks])
+            + (time.monotonic() - started),
+        )
+
+    def task_scores(self, given: TaskInputs) -> TaskScores:
+        found = json.loads((self.steps.folder("scores", given) / "done.json").read_text(encoding="utf-8"))
+        return TaskScores(**found)
+
+    def score(self, given: TaskInputs, last: str, folder: Path) -> dict[str, Any]:
+        """Both models' answers to a task, in `folder`, and what they score."""
+        started, device = time.monotonic(), self.state.device
+        teacher = LiveTeacher(self.steps.load_teacher(given).to(device))
+        student = LiveTeacher(load_word_model(self.place.stages / last, dtype=torch.float32).to(device))
+        models = {"teacher": (teacher, self.given.teacher_tokenizer), "student": (student, self.steps.tokenizer)}
+        scores = score_task(given, models, device, folder)
+        scores.seconds = sum(stage.seconds for stage in self.steps.records(TASK_STAGES, given)) + time.monotonic() - started
+        return dataclasses.asdict(scores)
+
+    def tokens_per_text(self) -> tuple[float, float]:
+        """Mean tokens per held-out text with the teacher's and with the student's tokenizer, specials left out."""
+        texts = self.given.corpus["test"][:2000][self.recipe.corpus.column]
+        before, after = (
+            np.mean([len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]])
+            for tokenizer in (self.given.teacher_tokenizer, self.steps.tokenizer)
+        )
+        return float(before), float(after)
+
+    def corpus_in_words(self) -> str:
+        name = self.recipe.corpus.name
+        what = "docstrings of installed libraries" if name == "docstrings" else name
+        return f"{what}, {len(self.given.corpus['train']):,} texts"
+
+    def publish(self, record: RunRecord, last: str, ends: Sequence[str]) -> None:
+        """Writes student/, plots/, predictions/, students/ and, as the last of all, metrics.json."""
+        if self.state.is_main_process:
+            unfinished, folder = self.place.path / "student.part", self.place.path / "student"
+            remove(unfinished)
+            self.save_student(last, unfinished)
+            for facts, path in ((record.student, unfinished), (record.teacher, Path(self.recipe.teacher.model))):
+                files = list(path.glob("*.safetensors")) if path.is_dir() else []
+                facts.file_bytes = sum(file.stat().st_size for file in files if file.name != "vocab_map.safetensors")
+                facts.file_dtype = str(self.given.teacher_config.dtype or torch.float32).removeprefix("torch.")
+            save_plots(record, unfinished / "plots")
+            remove(self.place.path / "plots")
+            shutil.copytree(unfinished / "plots", self.place.path / "plots")
+            options = {"pipeline_tag": "text-generation", "example": "The list of"} if self.given.causal else {}
+            teacher, corpus = self.recipe.teacher, self.recipe.corpus.name
+            card = render_card(
+                record,
+                folder=str(folder),
+                base_model=teacher.model,
+                source=SourceCard.read(teacher.model, teacher.revision),
+                datasets=[corpus] if corpus != "docstrings" and is_hub_name(corpus) else [],
+                **options,
+            )
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+            remove(folder)
+            os.replace(unfinished, folder)
+            remove(self.place.path / "students")
+            remove(self.place.path / "predictions")
+            for given, end in zip(self.given.tasks, ends, strict=True):
+                if given.folder:
+                    self.save_student(end, self.place.path / "students" / given.folder)
+                for who in ("teacher", "student"):
+                    written = self.place.path / "predictions" / given.folder / who
+                    shutil.copytree(self.steps.folder("scores", given) / who, written)
+            record.save(self.place.path / "metrics.json")
+        self.state.wait_for_everyone()
+
+    def save_student(self, stage: str, folder: Path) -> None:
+        """The student of a stage with its tokenizer."""
+        model = load_word_model(self.place.stages / stage, dtype=torch.float32)
+        # As the teacher is stored, so that the sizes compare.
+        model.to(self.given.teacher_config.dtype or torch.float32).save_pretrained(folder)
+        self.steps.tokenizer.save_pretrained(folder)
+        if self.steps.vocab_map is not None:
+            self.steps.vocab_map.save(folder)

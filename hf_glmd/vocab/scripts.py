@@ -1,0 +1,66 @@
+"""Which writing systems the tokens of a vocabulary are in, and how much of each is kept."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+
+OTHER = "no letters"
+"""Digits, punctuation, blanks, parts of characters, special tokens."""
+
+# The first word of a character's Unicode name is its script, with these exceptions.
+_SPELT = {"CJK": "Han", "IDEOGRAPHIC": "Han", "CANADIAN": "Canadian Aboriginal"}
+_NOT_SCRIPTS = ("MODIFIER", "COMBINING")
+
+
+@dataclass
+class ScriptShare:
+    """What a smaller vocabulary keeps of a script."""
+
+    script: str = field(metadata={"help": "As Unicode names its letters, e.g. Latin; Han for Chinese characters."})
+    tokens: int = field(metadata={"help": "Tokens whose first letter is of this script, before."})
+    kept: int = field(metadata={"help": "Those of them that were kept."})
+    counted: int = field(metadata={"help": "How often these tokens were counted."})
+    kept_counted: int = field(metadata={"help": "How often those kept were."})
+
+
+def script_shares(texts: Sequence[str], counts: np.ndarray, kept_ids: np.ndarray) -> list[ScriptShare]:
+    """Shares of each script, the one with most tokens first.
+
+    Args:
+        texts: [V], what each token stands for, as text.
+        counts: int64 [V].
+        kept_ids: [K].
+    """
+    names = np.array([script_of(text) for text in texts])
+    kept = np.zeros(len(texts), dtype=bool)
+    kept[kept_ids] = True
+    shares = []
+    for name in np.unique(names):
+        here = names == name
+        share = ScriptShare(str(name), *(int(n) for n in (here.sum(), (here & kept).sum(), counts[here].sum())), 0)
+        share.kept_counted = int(counts[here & kept].sum())
+        shares.append(share)
+    return sorted(shares, key=lambda share: (-share.tokens, share.script))
+
+
+def script_of(text: str) -> str:
+    """The script of the first letter, e.g. "Latin", "Cyrillic", "Han"; `OTHER` if there is none."""
+    return next((script for char in text if (script := _script_of_char(char))), OTHER)
+
+
+@cache
+def _script_of_char(char: str) -> str | None:
+    if char.isascii():
+        return "Latin" if char.isalpha() else None
+    if not unicodedata.category(char).startswith("L"):
+        return None
+    for plain in unicodedata.normalize("NFKC", char):  # full width, mathematical, ligatures
+        word = unicodedata.name(plain, "").split(" ")[0]
+        if plain.isalpha() and word and word not in _NOT_SCRIPTS:
+            return _SPELT.get(word, word.split("-")[0].capitalize())
+    return None
