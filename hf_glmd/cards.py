@@ -5,41 +5,30 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_glmd.errors import UsageError, nearest
+from hf_glmd.markdown import markdown_table, markdown_text, one_line
+from hf_glmd.model_card import (
+    PAPER_URL,
+    TAGS,
+    TEMPLATES,
+    Card,
+    SourceCard,
+    cut_paragraphs,
+    display_name,
+    is_hub_name,
+    tidy,
+    versions_in_words,
+)
 from hf_glmd.plots import percent, plot_titles
 from hf_glmd.records import ModelFacts, RunRecord, StageRecord, TaskScores, retained_share
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-TEMPLATES = Path(__file__).parent / "templates"
-TAGS = ["glmd", "distillation", "vocabulary-compression"]
-PAPER_URL = "https://arxiv.org/abs/2306.06625"
-
-AUTO_CLASSES = {
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-generation": "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-}
-"""Hub pipeline tag -> the class that loads such a model."""
-
-BASE_MODEL_RELATIONS = ("adapter", "finetune", "merge", "quantized")
-"""What the Hub knows; it has no word for distilled."""
-
-REMOVED = {
-    "resegment": "What was cut is split into smaller kept pieces, so no text is lost and the tokenizer is a plain one.",
-    "nearest": "At the input each removed token is replaced by the most similar kept token, so different words can look alike.",
-    "unk": "At the input each removed token becomes the unknown token, so what it said is lost.",
-}
-
 OBJECTIVES = {"word_prediction": "word prediction", "soft_label": "soft labels", "gold_labels": "gold labels"}
-
-REMOVED_EXAMPLES_SHOWN = 20
 
 SCORED = ("majority", "teacher", "student")
 
@@ -84,24 +73,6 @@ def comparison_rows(record: RunRecord) -> list[tuple[str, str, str]]:
     return rows
 
 
-def markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str], align: str | None = None) -> str:
-    """A Markdown table whose columns are padded, so that the same text is legible in a terminal.
-
-    Args:
-        rows: cells, as many per row as `header` has. A `|` in a cell is escaped, a line break becomes a space.
-        align: one letter per column, "l" or "r". Unset: all left.
-    Raises: ValueError, a row or `align` has another number of columns.
-    """
-    align = align or "l" * len(header)
-    table = [[_cell(cell) for cell in row] for row in [header, *rows]]
-    if any(len(row) != len(header) for row in [*table, align]):
-        raise ValueError(f"every row needs the {len(header)} columns of the header {list(header)}.")
-    widths = [max(3, *(_width(row[column]) for row in table)) for column in range(len(header))]
-    rule = ["-" * (width - 1) + ":" if side == "r" else "-" * width for width, side in zip(widths, align, strict=True)]
-    lines = [[_padded(*cell) for cell in zip(row, widths, align, strict=True)] for row in table]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-
-
 def task_table(tasks: Sequence[TaskScores]) -> str:
     """One line per task: what the commonest answer scores, the teacher and the student, and their mean below.
 
@@ -130,7 +101,7 @@ def terminal_table(record: RunRecord) -> str:
     table = markdown_table(comparison_rows(record), ["", "teacher", "student"])
     if record.tasks:
         table += f"\n\n{task_table(record.tasks)}"
-    return f"{title}\n\n{table}\n\nMeasured on {_one_line(record.hardware)}. The run took {duration(record.seconds)}."
+    return f"{title}\n\n{table}\n\nMeasured on {one_line(record.hardware)}. The run took {duration(record.seconds)}."
 
 
 def render_card(
@@ -141,11 +112,9 @@ def render_card(
     plots_dir: str | None = "plots",
     base_model: str | None = None,
     base_model_relation: str = "finetune",
-    teacher_license: str | None = None,
-    languages: Sequence[str] | None = None,
-    datasets: Sequence[str] | None = None,
+    source: SourceCard | None = None,
+    datasets: Sequence[str] = (),
     pipeline_tag: str = "fill-mask",
-    removed: str = "resegment",
 ) -> str:
     """The student's model card, metadata included. Every figure is the record's.
 
@@ -155,59 +124,76 @@ def render_card(
         plots_dir: where `save_plots` wrote to, relative to the card. None: a card without plots.
         base_model: Hub name of the teacher. A local folder is left out, for the Hub would take it for somebody's repository.
         base_model_relation: one of `BASE_MODEL_RELATIONS`.
-        teacher_license, languages, datasets: as the Hub spells them; unset ones stay out of the card.
+        source: what the teacher's card says. None: nothing.
+        datasets: Hub names of what was trained on.
         pipeline_tag: one of `AUTO_CLASSES`.
-        removed: what `VocabShrinker.shrink` did with removed tokens: "resegment", "nearest" or "unk".
     Raises: UsageError, a value is not one of those named.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    _check("pipeline_tag", pipeline_tag, AUTO_CLASSES)
-    _check("base_model_relation", base_model_relation, BASE_MODEL_RELATIONS)
-    _check("removed", removed, REMOVED)
-    name = display_name(record.name)
-    if base_model is not None and not is_hub_name(base_model):
-        base_model = None
-    metadata = ModelCardData(
-        model_name=name,
-        library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        tags=TAGS,
-        license=teacher_license,
-        language=list(languages) if languages else None,
-        datasets=list(datasets) if datasets else None,
-        base_model=base_model,
-        base_model_relation=base_model_relation if base_model else None,
-        metrics=["accuracy"],
-        eval_results=_eval_results(record, datasets),
-    )
-    teacher = display_name(record.teacher.name)
+    teacher, vocab, corpus = display_name(record.teacher.name), record.vocab, markdown_text(record.corpus)
+    linked = is_hub_name(base_model) if base_model is not None else False
+    named = f"[{markdown_text(teacher)}](https://huggingface.co/{base_model})" if linked else markdown_text(teacher)
     rows = [[markdown_text(cell) for cell in row] for row in comparison_rows(record)]
-    card = ModelCard.from_template(
-        metadata,
-        template_path=str(TEMPLATES / "model_card.md"),
-        record=record,
-        name=markdown_text(name),
-        teacher=f"[{markdown_text(teacher)}](https://huggingface.co/{base_model})" if base_model else markdown_text(teacher),
-        folder=json.dumps(folder or name, ensure_ascii=False),
-        example=json.dumps(example, ensure_ascii=False),
-        auto_class=AUTO_CLASSES[pipeline_tag],
-        table=markdown_table(rows, ["", f"teacher {markdown_text(teacher)}", "this model"]),
-        stages=_stage_table(record.stages),
-        teacher_is_tuned=any(stage.objective == "gold_labels" for stage in record.stages),
+    table = markdown_table(rows, ["", f"teacher {markdown_text(teacher)}", "this model"])
+    if record.tasks:
+        table += f"\n\n{task_table(record.tasks)}"
+    hardware = markdown_text(record.hardware)
+    how = [
+        f"Corpus: {corpus}. Longest input: {record.max_tokens:,} tokens. The run took {duration(record.seconds)} on {hardware}, "
+        f"with {versions_in_words(record.versions)}."
+    ]
+    if any(stage.objective == "gold_labels" for stage in record.stages):
+        how.insert(0, "Gold labels train the teacher only; the student sees the teacher's answers.")
+    limits = [
+        f"Trained and measured on {corpus} only. Text of another kind has more words that were cut, takes more tokens and is "
+        "predicted worse; measure on yours.",
+        f"Inputs longer than {record.max_tokens:,} tokens were not part of training.",
+        "The figures are of one run; another seed gives slightly different ones.",
+        "What the teacher has learned wrongly, biases included, the student copies.",
+    ]
+    if record.task:
+        limits.insert(
+            3,
+            f"The last stages fit the model to the task {markdown_text(record.task.name)}, and its word predictions follow the "
+            "tuned teacher there.",
+        )
+    if record.tasks:
+        limits.insert(3, "The tasks were scored with one student each, further trained on it; this one has read plain text only.")
+    return Card(
+        name=display_name(record.name),
+        pipeline_tag=pipeline_tag,
+        summary=f"A {record.kind} with {record.student.layers} layers and {record.student.vocabulary:,} tokens, "
+        f"distilled from {named} ({record.teacher.layers} layers, {record.teacher.vocabulary:,} tokens) by [GLMD]({PAPER_URL}): "
+        "taught by its predictions alone, without its hidden states and without gold labels.",
+        source=source or SourceCard(),
+        base_model=base_model,
+        base_model_relation=base_model_relation,
+        tags=TAGS if vocab.size < vocab.original_size else TAGS[:2],
+        datasets=datasets,
+        eval_results=_eval_results(record, datasets),
+        load_from=folder,
+        example=example,
+        removed=vocab.removed,
+        table_title="Beside its teacher",
+        table=table,
+        table_note=f"Speed: forward passes on {hardware}. {record.words_scored.capitalize()} words: "
+        f"{record.words_final.positions:,} positions of held-out text, both models choosing among the student's tokens. "
+        "KL(teacher || student) at temperature 1, in nats per position, to the teacher before any task training. Percentages in "
+        "brackets are of the teacher's value.",
         plots=[] if plots_dir is None else _plot_links(record, plots_dir),
-        hardware=markdown_text(record.hardware),
-        corpus=markdown_text(record.corpus),
-        duration=duration(record.seconds),
-        versions=_versions(record.versions),
-        coverage=percent(record.vocab.coverage),
-        removed=REMOVED[removed],
-        examples=", ".join(code_span(token) for token in record.vocab.removed_examples[:REMOVED_EXAMPLES_SHOWN]),
-        task=markdown_text(record.task.name) if record.task else None,
-        licence=None if teacher_license is None else markdown_text(teacher_license),
-        paper_url=PAPER_URL,
-    )
-    return _tidy(str(card))
+        stages=stage_table(record.stages),
+        how=how,
+        command=record.command,
+        cut=cut_paragraphs(
+            original_size=vocab.original_size,
+            size=vocab.size,
+            coverage=vocab.coverage,
+            length_ratio=vocab.length_ratio,
+            removed=vocab.removed,
+            removed_examples=vocab.removed_examples,
+            scripts=vocab.scripts,
+        ),
+        limits=limits,
+    ).render()
 
 
 def render_teacher_card(
@@ -272,26 +258,10 @@ def render_teacher_card(
         scores=markdown_table(
             [("masked-word accuracy, test split", percent(accuracy), f"{positions:,}")], ["", "score", "n"], "lrr"
         ),
-        versions=_versions(versions),
+        versions=versions_in_words(versions),
         block_size=args["block_size"],
     )
-    return _tidy(str(card))
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether `name` can be a repository on the Hub: well-formed and no file or folder here."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).exists()
-
-
-def display_name(name: str) -> str:
-    """A Hub name as it is; of a local path its last part, so that a card does not tell where somebody keeps their files."""
-    return name if is_hub_name(name) else re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
+    return tidy(str(card))
 
 
 def duration(seconds: float) -> str:
@@ -299,19 +269,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def markdown_text(text: str) -> str:
-    """Free text that Markdown shows as it is. Underscores within words stay plain: they are harmless and frequent."""
-    return re.sub(r"([\\`*\[<~])|(?<![^\W_])(_)|(_)(?![^\W_])", lambda match: "\\" + match[0], _one_line(text))
-
-
-def code_span(text: str) -> str:
-    """A token as Markdown code, whatever backticks, spaces or line breaks it has."""
-    text = re.sub(r"[\n\r\t\v\f\x85\u2028\u2029]", lambda match: repr(match[0])[1:-1], text)
-    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
-    pad = " " if text.startswith("`") or text.endswith("`") or (text[:1] == text[-1:] == " " and text.strip()) else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def _count_row(label: str, teacher: int, student: int) -> tuple[str, str, str]:
@@ -362,7 +319,8 @@ def _known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
 
-def _stage_table(stages: Sequence[StageRecord]) -> str:
+def stage_table(stages: Sequence[StageRecord]) -> str:
+    """One line per training stage."""
     rows = [
         [
             markdown_text(stage.title),
@@ -371,14 +329,15 @@ def _stage_table(stages: Sequence[StageRecord]) -> str:
             "-" if stage.temperature is None else f"{stage.temperature:g}",
             markdown_text(stage.positions or "-"),
             f"{stage.steps:,}",
+            f"{stage.tokens:,}" if stage.tokens else "-",
             f"{stage.batch_size:,}",
             f"{stage.learning_rate:g}",
             f"{stage.seconds / 60:.1f}",
         ]
         for stage in stages
     ]
-    header = ["stage", "trained", "objective", "temperature", "positions", "steps", "batch", "learning rate", "minutes"]
-    return markdown_table(rows, header, "lllrlrrrr")
+    header = ["stage", "trained", "objective", "temperature", "positions", "steps", "tokens", "batch", "learning rate", "minutes"]
+    return markdown_table(rows, header, "lllrlrrrrr")
 
 
 def _plot_links(record: RunRecord, plots_dir: str) -> list[str]:
@@ -386,65 +345,31 @@ def _plot_links(record: RunRecord, plots_dir: str) -> list[str]:
     return [f"![{markdown_text(title)}]({folder}/{name}.png)" for name, title in plot_titles(record).items()]
 
 
-def _eval_results(record: RunRecord, datasets: Sequence[str] | None) -> list[EvalResult]:
+def _eval_results(record: RunRecord, datasets: Sequence[str]) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    results = [
+    tasks = [
         EvalResult(
-            task_type="fill-mask" if record.words_scored == "masked" else "text-generation",
-            dataset_type=datasets[0] if datasets else _slug(record.corpus),
-            dataset_name=_one_line(record.corpus),
-            metric_type="accuracy",
-            metric_name=f"{record.words_scored}-word accuracy",
-            metric_value=round(record.words_final.accuracy, 4),
+            task_type="text-classification",
+            dataset_type=_slug(task.name),
+            dataset_name=task.name,
+            dataset_split="test",
+            metric_type=_slug(task.metric),
+            metric_name=task.metric,
+            metric_value=round(task.student, 4),
         )
+        for task in ([record.task] if record.task else [])
     ]
-    if task := record.task:
-        results.insert(
-            0,
-            EvalResult(
-                task_type="text-classification",
-                dataset_type=_slug(task.name),
-                dataset_name=task.name,
-                dataset_split="test",
-                metric_type=_slug(task.metric),
-                metric_name=task.metric,
-                metric_value=round(task.student, 4),
-            ),
-        )
-    return results
+    words = EvalResult(
+        task_type="fill-mask" if record.words_scored == "masked" else "text-generation",
+        dataset_type=datasets[0] if datasets else _slug(record.corpus),
+        dataset_name=one_line(record.corpus),
+        metric_type="accuracy",
+        metric_name=f"{record.words_scored}-word accuracy",
+        metric_value=round(record.words_final.accuracy, 4),
+    )
+    return [*tasks, words]
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text.lower()).strip("-")[:64] or "unnamed"
-
-
-def _versions(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{markdown_text(library)} {markdown_text(version)}" for library, version in versions.items())
-
-
-def _check(option: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value not in known:
-        raise UsageError(f"{option}={value!r} is not known. {nearest(value, known)}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"[\r\n]+", " ", text).replace("|", "\\|")
-
-
-def _padded(text: str, width: int, side: str) -> str:
-    space = " " * (width - _width(text))
-    return space + text if side == "r" else text + space
-
-
-def _width(text: str) -> int:
-    """Columns in a terminal: wide characters take two, combining ones none."""
-    return sum(0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _tidy(text: str) -> str:
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

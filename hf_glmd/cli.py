@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import types
 import typing
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_distill(commands, sys.argv[1:] if argv is None else argv)
     _add_evaluate(commands)
     _add_report(commands)
+    _add_push(commands)
     _add_completion(commands, parser)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.run is _distill:
@@ -61,7 +63,36 @@ def _shrink(arguments: argparse.Namespace) -> None:
 
     _quiet_libraries()
     options = build_section(ShrinkOptions, arguments.config, _given(arguments, ShrinkOptions))
-    result = shrink_checkpoint(options, progress=not arguments.json)
+    result = shrink_checkpoint(options, progress=not arguments.json, command=shlex.join(["hf-glmd", *sys.argv[1:]]))
+    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
+
+
+def _add_push(commands: Any) -> None:
+    from hf_glmd.publishing.options import PushOptions
+
+    parser = commands.add_parser(
+        "push",
+        help="put a model on the Hub",
+        description="Pushes a folder that hf-glmd has written, in one commit: weights, tokenizer, map, card and plots. A push "
+        "that fails leaves the files of the repository as they were, and can be repeated.",
+        epilog="Example: hf-glmd push smaller-bert my-name/smaller-bert --private. The access token is that of `hf auth login`, "
+        "or HF_TOKEN.",
+        allow_abbrev=False,
+    )
+    _add_fields(parser, PushOptions, positional=("folder", "repo"))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_push)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from hf_glmd.publishing.options import PushOptions
+    from hf_glmd.publishing.push import push_folder
+
+    if arguments.json:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+    result = push_folder(PushOptions(**_given(arguments, PushOptions)))
     _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
 
 

@@ -11,10 +11,11 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from hf_glmd.cards import terminal_table
-from hf_glmd.evaluation import cpu_cores
 from hf_glmd.first_student import make_first_student
 from hf_glmd.inputs import Inputs
+from hf_glmd.machine import cpu_cores
 from hf_glmd.models.loading import word_model_class
+from hf_glmd.publishing.push import check_push, push_folder
 from hf_glmd.recipe import Recipe
 from hf_glmd.records import RunRecord
 from hf_glmd.results import Results
@@ -64,6 +65,8 @@ class Run:
         """Everything that can be known without weights. Raises: UsageError, something is missing or does not fit."""
         self.given.check_teacher()
         self.steps.check()
+        if (push := self.place.push_options) is not None:
+            check_push(push)
         self.place.say(f"Reading the corpus: {self.recipe.corpus.name} (the first time takes longest, then it is cached)")
         self.given.load_data()
 
@@ -93,6 +96,8 @@ class Run:
         student = self.place.path / "student"
         loader = word_model_class(self.given.teacher_config).__name__
         self.place.say(f'\nThe student is in {student}: {loader}.from_pretrained("{student}")')
+        if (push := self.place.push_options) is not None and self.given.state.is_main_process:
+            self.place.say(f"Pushed to {push.repo}: {push_folder(push).url}")
         return record
 
     def train_task(self, given: TaskInputs, previous: str) -> str:

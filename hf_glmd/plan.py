@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import word_model_class
 from hf_glmd.pipeline import Run
+from hf_glmd.publishing.push import HubTarget
 from hf_glmd.recipe import STAGES, Recipe
 from hf_glmd.training.config import GLMDConfig
 
@@ -54,6 +55,9 @@ def print_plan(recipe: Recipe) -> None:
     if recipe.cache is not None:
         where = recipe.cache.folder or "the output folder, until the stage is done"
         plan.append(("cache", f"{', '.join(recipe.cache.stages)}: {recipe.cache.kind}, in {where}"))
+    if (push := run.place.push_options) is not None:
+        target = HubTarget(push.repo, push.revision)
+        plan.append(("pushed to", f"{target.repo}, branch {target.revision}{', private' if push.private else ''}"))
     width = max(len(what) for what, _ in plan)
     lines = [f"{what:<{width}}  {text}" for what, text in plan] + [f"not checked: {note}" for note in notes]
     run.place.say("\n".join(lines))

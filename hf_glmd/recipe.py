@@ -183,6 +183,14 @@ class EvaluationSection:
 
 
 @dataclass
+class HubSection:
+    repo: str = _help("Repository to push student/ to when the run is finished: user/name, or name alone for your own.")
+    private: bool = _help("Create a private repository. One that exists stays as it is.", False)
+    revision: str | None = _help("Branch to push to; it is made if it is not there. Unset: main.", None)
+    overwrite: bool = _help("Replace what the repository holds, even if it is no model of hf_glmd; its history stays.", False)
+
+
+@dataclass
 class Recipe:
     """A whole run. A stage that is set to null is left out."""
 
@@ -206,6 +214,7 @@ class Recipe:
     task_answers: dict[str, Any] | None = _help("Stage 3, the teacher's answers as soft labels: any field of GLMDConfig.", None)
     cache: CacheSection | None = _help("", None)
     evaluation: EvaluationSection = _help("", factory=EvaluationSection)
+    hub: HubSection | None = _help("", None)
 
     def __post_init__(self) -> None:
         if self.student.init not in ("teacher", "random"):
@@ -274,6 +283,7 @@ RESERVED = {
     "output_dir": "is set by the recipe. Use the top level's output_dir.",
     "objective": "follows from the stage. Leave it out.",
     "seed": "is set by the recipe. Use the top level's seed.",
+    "hub_token": "would be written down with the recipe. Set the environment variable HF_TOKEN, or run `hf auth login`.",
 }
 """GLMDConfig fields that a stage must not set, and why."""
 

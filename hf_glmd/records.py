@@ -147,6 +147,8 @@ class VocabFacts:
         length_ratio: tokens per text after, divided by before.
         tokens_per_text_before, tokens_per_text_after: on held-out text.
         removed_examples: the commonest tokens that were cut.
+        removed: what happens to removed tokens: "resegment", "nearest" or "unk".
+        scripts: of each writing system `script`, `tokens` before and `kept`, as in `VocabReport`.
     """
 
     original_size: int
@@ -156,6 +158,8 @@ class VocabFacts:
     tokens_per_text_before: float
     tokens_per_text_after: float
     removed_examples: list[str] = field(default_factory=list)
+    removed: str = "resegment"
+    scripts: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass

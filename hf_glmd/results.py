@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from hf_glmd.cards import render_card
-from hf_glmd.evaluation import compare_word_predictions, hardware, model_facts, versions
+from hf_glmd.evaluation import compare_word_predictions, model_facts
+from hf_glmd.machine import hardware, versions
+from hf_glmd.model_card import SourceCard, is_hub_name
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.plots import save_plots
 from hf_glmd.recipe import STAGES, TASK_STAGES
@@ -78,6 +80,8 @@ class Results:
                 tokens_per_text_before=before,
                 tokens_per_text_after=after,
                 removed_examples=list(report.get("removed_examples", [])),
+                removed=self.steps.vocab_map.removed if self.steps.vocab_map is not None else "resegment",
+                scripts=list(report.get("scripts", [])),
             ),
             **scores,
             task=None if listed or not tasks else tasks[0],
@@ -139,7 +143,15 @@ class Results:
             remove(self.place.path / "plots")
             shutil.copytree(unfinished / "plots", self.place.path / "plots")
             options = {"pipeline_tag": "text-generation", "example": "The list of"} if self.given.causal else {}
-            card = render_card(record, folder=str(folder), base_model=self.recipe.teacher.model, **options)
+            teacher, corpus = self.recipe.teacher, self.recipe.corpus.name
+            card = render_card(
+                record,
+                folder=str(folder),
+                base_model=teacher.model,
+                source=SourceCard.read(teacher.model, teacher.revision),
+                datasets=[corpus] if corpus != "docstrings" and is_hub_name(corpus) else [],
+                **options,
+            )
             (unfinished / "README.md").write_text(card, encoding="utf-8")
             remove(folder)
             os.replace(unfinished, folder)

@@ -24,6 +24,7 @@ from typing import Any
 from accelerate import PartialState
 
 from hf_glmd.errors import UsageError
+from hf_glmd.publishing.options import PushOptions
 from hf_glmd.recipe import Recipe
 from hf_glmd.records import write_json
 
@@ -58,6 +59,12 @@ class RunFolder:
         self.recipe, self.state = recipe, state
         self.path = Path(recipe.output_dir)
         self.stages = self.path / "stages"
+
+    @property
+    def push_options(self) -> PushOptions | None:
+        """How the result is pushed; None: not at all."""
+        hub = self.recipe.hub
+        return None if hub is None else PushOptions(folder=str(self.path / "student"), **dataclasses.asdict(hub))
 
     def claim(self, overwrite: bool) -> None:
         """Makes the folder this run's. Raises: UsageError, it holds a different run or something else."""
@@ -145,9 +152,9 @@ def remove(path: Path) -> None:
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without its folder and its threads: what two runs must have in common to be one."""
+    """The recipe without its folder, its threads and where it is pushed: what two runs must have in common to be one."""
     data = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return {key: value for key, value in data.items() if key not in ("output_dir", "threads")}
+    return {key: value for key, value in data.items() if key not in ("output_dir", "threads", "hub")}
 
 
 def _first_difference(there: Any, here: Any, path: str = "") -> str | None:

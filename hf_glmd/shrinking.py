@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_glmd.errors import UsageError
 
 if TYPE_CHECKING:
+    from hf_glmd.publishing.push import PushResult
     from hf_glmd.shrinker import VocabShrinker
     from hf_glmd.shrunk_vocab import VocabReport
     from hf_glmd.verification import VerifyReport
@@ -64,6 +65,8 @@ class ShrinkOptions:
     multiple_of: int = _help("Round the size up to a multiple of this, by keeping more tokens.", 1)
     verify_texts: int = _help("Texts of the corpus on which the result is compared with the original.", 2_000)
     overwrite: bool = _help("Replace what an earlier run left in the output folder.", False)
+    push_to_hub: str | None = _help("Also push the result to this repository on the Hub, user/name.", metavar="REPO")
+    private: bool = _help("Of the repository, if it is new: private.", False)
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -101,35 +104,25 @@ class ShrinkResult:
     vocabulary: VocabReport
     verified: VerifyReport
     carried: list[str]
+    pushed: PushResult | None = None
 
     def table(self) -> str:
         """Before and after, for people."""
-        from hf_glmd.cards import markdown_table
-        from hf_glmd.plots import percent
+        from hf_glmd.markdown import markdown_table
+        from hf_glmd.vocabulary_card import size_rows
 
-        report = self.vocabulary
-        before, after = report.model_before, report.model_after
-        rows = [
-            ("vocabulary (tokens)", f"{report.original_size:,}", _beside(report.size, report.original_size)),
-            ("parameters", f"{before.parameters:,}", _beside(after.parameters, before.parameters)),
-            (
-                "- of the vocabulary",
-                f"{before.vocabulary_parameters:,}",
-                _beside(after.vocabulary_parameters, before.vocabulary_parameters),
-            ),
-            ("weights (MB)", f"{before.bytes / 1e6:,.1f}", f"{after.bytes / 1e6:,.1f}"),
-            ("text covered by its tokens", "100%", percent(report.coverage)),
-            ("tokens per text", "1.000x", f"{report.length_ratio:.3f}x"),
-        ]
-        lines = [markdown_table(rows, ["", "before", "after"], "lrr"), "", self.verified.summary()]
+        lines = [markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr"), "", self.verified.summary()]
         if self.carried:
             lines.append(f"Carried along: {', '.join(self.carried)}.")
-        return "\n".join([*lines, f"Written to {self.output}"])
+        lines.append(f"Written to {self.output}")
+        if self.pushed is not None:
+            lines.append(f"Pushed to {self.pushed.repo}: {self.pushed.url}")
+        return "\n".join(lines)
 
 
-def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkResult:
-    """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map, and what was cut
-    as JSON, picture and page.
+def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: str = "") -> ShrinkResult:
+    """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map, card, and what was cut as
+    JSON, picture and page.
 
     The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
     at all. What else of the checkpoint is still true goes along, see `hf_glmd.carried_files`: of a repository of
@@ -138,17 +131,25 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
     Args:
         options: see there.
         progress: show progress bars.
-    Raises: UsageError, something is missing or does not fit. RuntimeError, the verification found a difference, which is a bug.
+        command: how it was called, for the card.
+    Raises: UsageError, something is missing or does not fit, or could not be pushed; the folder is complete then. RuntimeError,
+        the verification found a difference, which is a bug.
     """
     # Loaded here, for `hf-glmd shrink --help` reads the options above and needs none of it.
     from hf_glmd.carried_files import REPLACED_FILES, find_carried_files
     from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
+    from hf_glmd.model_card import SourceCard
     from hf_glmd.models.loading import load_checkpoint, load_config
+    from hf_glmd.publishing.options import PushOptions
+    from hf_glmd.publishing.push import check_push, push_folder
     from hf_glmd.report import write_report
     from hf_glmd.tokenizer_files import STALE_FILES, load_tokenizer
     from hf_glmd.whole_folder import written_whole
 
     _check_output(Path(options.output), options.overwrite)
+    push = PushOptions(options.output, options.push_to_hub, private=options.private) if options.push_to_hub else None
+    if push is not None:
+        check_push(push)
     load_config(options.model, options.revision)  # a wrong name is found before an hour of counting
     carried = find_carried_files(options.model, options.revision)
     tokenizer = load_tokenizer(options.model, options.revision)
@@ -176,8 +177,19 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True) -> ShrinkRe
         vocab.save_pretrained(folder)
         vocab.save_report(folder)
         carried.copy_to(folder, vocab.report.size)
+        vocab.save_card(
+            folder,
+            name=Path(options.output).name,
+            load_from=options.output,
+            original=options.model,
+            source=SourceCard.read(options.model, options.revision),
+            corpora=options.corpus or [str(options.counts)],
+            command=command,
+            verified=verified.summary(),
+        )
     write_report(options.output)
-    return ShrinkResult(options.output, vocab.report, verified, list(carried.names))
+    pushed = push_folder(push) if push is not None else None
+    return ShrinkResult(options.output, vocab.report, verified, list(carried.names), pushed)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -203,7 +215,3 @@ def _texts_of(files: list[str], column: str) -> Iterator[str]:
 
     for file in files:
         yield from read_texts(file, column)[0]
-
-
-def _beside(after: int, before: int) -> str:
-    return f"{after:,} ({after / before:.0%})"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,19 @@ import torch
 
 from hf_glmd.errors import UsageError
 from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, MappedTokenizer
+from hf_glmd.model_card import SourceCard
+from hf_glmd.models.loading import load_config
+from hf_glmd.models.pipeline_tags import pipeline_tag
 from hf_glmd.models.surgery import find_vocabulary_tensors, resize_model
 from hf_glmd.plots import save_vocabulary_plot
+from hf_glmd.publishing.options import PushOptions
+from hf_glmd.publishing.push import PushResult, push_folder
 from hf_glmd.records import write_json
 from hf_glmd.tokenizer_files import STALE_FILES, load_tokenizer, write_tokenizer
 from hf_glmd.verification import VerifyReport, verify_vocabulary
 from hf_glmd.vocab.scripts import ScriptShare
 from hf_glmd.vocab.vocab_map import VocabMap
+from hf_glmd.vocabulary_card import render_vocabulary_card
 from hf_glmd.whole_folder import written_whole
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "vocab_report.json"
+CARD_FILE = "README.md"
 PLOT_FILE = "vocabulary.png"
 POINTS, MARKS = 512, 40
 """Of the plot: ranks at which the curve is known, and rare tokens that are marked."""
@@ -192,7 +200,7 @@ class ShrunkVocab:
         return small_model
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the tokenizer, `vocab_map.safetensors` and `vocab_report.json`.
+        """Writes the tokenizer, `vocab_map.safetensors`, `vocab_report.json` and, if the folder has none yet, a model card.
 
         Under removed="resegment" plain `AutoTokenizer` reads the folder; otherwise `MappedTokenizer.from_pretrained` does, and
         `AutoTokenizer` refuses it. All files are written and checked beside the folder first and then moved in, so that nothing
@@ -205,6 +213,8 @@ class ShrunkVocab:
             self.write_tokenizer(folder, model_type=_model_type(Path(directory)))
             self.vocab_map.save(folder)
             self.report.save(folder / REPORT_FILE)
+            if not (Path(directory) / CARD_FILE).exists():
+                (folder / CARD_FILE).write_text(self.card(Path(directory)), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str], original_tokenizer: Any = None) -> ShrunkVocab:
@@ -251,6 +261,58 @@ class ShrunkVocab:
             except UsageError as error:
                 logger.warning("%s was not drawn: %s", PLOT_FILE, error)
         return files
+
+    def card(self, directory: Path, **facts: Any) -> str:
+        """The model card of the folder, with the model that lies there, if there is one.
+
+        Args:
+            **facts: of `render_vocabulary_card`, e.g. `original`, `source`, `corpora`.
+        """
+        original = facts.pop("original", getattr(self._original_tokenizer, "name_or_path", ""))
+        facts = {"name": directory.resolve().name, "load_from": str(directory), "source": SourceCard.read(original)} | facts
+        config = load_config(directory) if (directory / "config.json").is_file() else None
+        return render_vocabulary_card(
+            self.report, self.vocab_map.removed, original, pipeline_tag=pipeline_tag(config) if config else None, **facts
+        )
+
+    def save_card(self, directory: str | os.PathLike[str], **facts: Any) -> None:
+        """Writes the model card anew, with the picture if that is there. Arguments as for `card`."""
+        directory = Path(directory)
+        plot = PLOT_FILE if (directory / PLOT_FILE).is_file() else None
+        (directory / CARD_FILE).write_text(self.card(directory, plot=plot, **facts), encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        model: Any = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload vocabulary",
+        token: str | None = None,
+        overwrite: bool = False,
+    ) -> PushResult:
+        """Puts the tokenizer, `vocab_map.safetensors`, `vocab_report.json`, the card and its picture on the Hub, in one commit.
+
+        Args:
+            repo_id: user/name, or name alone for your own.
+            model: the smaller model, to be part of the commit.
+            private: of a new repository.
+            revision: branch; it is made if it is not there. None: main.
+            token: None: HF_TOKEN, or the one of `hf auth login`.
+            overwrite: replace what the repository holds even if it is no model of this package.
+        Raises: UsageError, the Hub cannot be reached, does not allow it, or holds something else; it is as before then.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / repo_id.split("/")[-1]
+            if model is not None:
+                model.save_pretrained(folder)
+            self.save_pretrained(folder)
+            self.save_report(folder)
+            self.save_card(folder, load_from=repo_id)
+            options = PushOptions(str(folder), repo_id, bool(private), revision, commit_message, overwrite)
+            later = f"vocab.save_pretrained(FOLDER), then hf-glmd push FOLDER {repo_id}"
+            return push_folder(options, token, later=later)
 
     def export_resegment(self, shrinker: VocabShrinker, alphabet: str | None = None) -> ShrunkVocab:
         """The same kept tokens as a plain tokenizer, which splits the text of removed tokens into kept pieces.

@@ -11,19 +11,14 @@ from huggingface_hub import ModelCard
 from record_examples import ODD_TOKENS, TASK_LIST, example_record
 
 from hf_glmd.cards import (
-    PAPER_URL,
-    TAGS,
-    code_span,
     comparison_rows,
-    display_name,
-    is_hub_name,
-    markdown_table,
-    markdown_text,
     render_card,
     render_teacher_card,
     terminal_table,
 )
 from hf_glmd.errors import UsageError
+from hf_glmd.markdown import code_span, markdown_table, markdown_text
+from hf_glmd.model_card import PAPER_URL, TAGS, SourceCard, display_name, is_hub_name
 
 TEACHER_FACTS = {
     "accuracy": 0.3917,
@@ -150,15 +145,16 @@ def test_card_parses_and_its_metadata_is_valid():
     text = render_card(
         example_record(),
         base_model="someone/example-teacher",
-        teacher_license="mit",
-        languages=["en"],
+        source=SourceCard(license="mit", languages=["en"], datasets=["someone/texts", "someone/older-texts"]),
         datasets=["someone/texts"],
     )
     card = ModelCard(text)
     assert str(card).rstrip() == text.rstrip()
     data = card.data.to_dict()
     assert data["library_name"] == "transformers" and data["pipeline_tag"] == "fill-mask" and data["tags"] == TAGS
-    assert data["license"] == "mit" and data["language"] == ["en"] and data["datasets"] == ["someone/texts"]
+    assert (
+        data["license"] == "mit" and data["language"] == ["en"] and data["datasets"] == ["someone/texts", "someone/older-texts"]
+    )
     assert data["base_model"] == "someone/example-teacher" and data["base_model_relation"] == "finetune"
     assert card.data.model_name == "example-student"
     scores = {result.metric_name: result for result in card.data.eval_results}
@@ -248,12 +244,11 @@ def test_plots_are_linked_where_they_lie_and_only_those_drawn():
     assert ".png" not in render_card(record, plots_dir=None) and "## Plots" not in render_card(record, plots_dir=None)
 
 
-@pytest.mark.parametrize("option", ["pipeline_tag", "base_model_relation", "removed"])
+@pytest.mark.parametrize("option", ["pipeline_tag", "base_model_relation"])
 def test_an_unknown_option_names_the_nearest(option):
     wrong, right = {
         "pipeline_tag": ("fill_mask", "fill-mask"),
         "base_model_relation": ("finetuned", "finetune"),
-        "removed": ("resegmented", "resegment"),
     }[option]
     with pytest.raises(UsageError, match=f"{option}='{wrong}'.*Did you mean '{right}'"):
         render_card(example_record(), **{option: wrong})
@@ -302,3 +297,71 @@ def test_the_table_of_tasks_has_their_scores_and_the_mean():
     assert table[2] == ["boolq", "accuracy", "3,270", "62.2%", "71.2%", "69.5%", "-1.7", "81%", "2.1 min"]
     assert table[5][6:] == ["+1.0", "-", "11 s"]
     assert table[6] == ["mean", "", "", "39.8%", "63.6%", "52.7%", "-10.9", "54%", "3.5 min"]
+
+
+SCRIPTS = [
+    {"script": "Latin", "tokens": 5_003, "kept": 4_001},
+    {"script": "no letters", "tokens": 701, "kept": 31},
+    {"script": "Cyrillic", "tokens": 401, "kept": 41},
+    {"script": "Thai", "tokens": 73, "kept": 0},
+    {"script": "Ogham", "tokens": 1, "kept": 0},
+]
+
+
+def test_the_card_says_which_scripts_lost_their_tokens():
+    text = render_card(without(example_record(), "vocab", scripts=SCRIPTS))
+    [table] = [table for table in tables(text) if table[0][0] == "tokens with letters of"]
+    assert table[2:] == [["Latin", "5,003", "4,001", "80%"], ["Cyrillic", "401", "41", "10%"]]
+    assert "No token of these scripts is left: Thai." in text
+    assert "scripts" not in render_card(without(example_record(), "vocab", scripts=SCRIPTS[:1])).split("## What was cut")[1]
+
+
+def test_a_vocabulary_that_was_not_cut_has_no_such_part():
+    record = without(example_record(), "vocab", size=8191)
+    assert "## What was cut" not in render_card(record) and "vocabulary-compression" not in render_card(record)
+
+
+def test_a_mapped_vocabulary_is_loaded_with_its_own_class():
+    text = render_card(without(example_record(), "vocab", removed="nearest"))
+    assert "MappedTokenizer.from_pretrained(name)" in text and "replaced by the most similar kept token" in text
+
+
+def test_a_list_of_tasks_is_shown_but_not_claimed_for_this_model():
+    text = render_card(example_record(task=None, tasks=TASK_LIST))
+    assert any(table[0][0] == "task" and len(table) == 2 + len(TASK_LIST) + 1 for table in tables(text))
+    assert [result.metric_name for result in ModelCard(text).data.eval_results] == ["masked-word accuracy"]
+    assert "scored with one student each" in text
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wanted"),
+    [
+        ("license: mit\nlanguage: en\ndatasets: [a/b]", SourceCard("mit", languages=["en"], datasets=["a/b"])),
+        ("license: [apache-2.0]\nlanguage: [de, fr]", SourceCard("apache-2.0", languages=["de", "fr"])),
+        (
+            "license: other\nlicense_name: gemma\nlicense_link: https://ai.google.dev/gemma/terms",
+            SourceCard("other", "gemma", "https://ai.google.dev/gemma/terms"),
+        ),
+        ("tags: [x]", SourceCard()),
+        (": : :", SourceCard()),
+        ("- a list", SourceCard()),
+    ],
+)
+def test_rights_and_languages_come_from_the_teachers_folder(tmp_path, metadata, wanted):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# A teacher\n")
+    assert SourceCard.read(str(tmp_path)) == wanted
+    card = ModelCard(render_card(example_record(), source=wanted))
+    assert (card.data.license, card.data.get("license_link")) == (wanted.license, wanted.license_link)
+    assert ("No licence is stated" in card.text) == (wanted.license is None)
+    if wanted.license_name:
+        assert "Licence: [gemma](https://ai.google.dev/gemma/terms)" in card.text
+
+
+def test_a_folder_without_a_card_says_nothing(tmp_path):
+    assert SourceCard.read(str(tmp_path)) == SourceCard.read(str(tmp_path / "missing")) == SourceCard()
+
+
+def test_the_token_is_never_in_a_card(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    text = render_card(example_record(command="python train.py --hub_token hf_secret"))
+    assert "hf_secret" not in text and "--hub_token <token>" in text

@@ -6,8 +6,9 @@ import training_helpers as helpers
 import vocab_helpers
 
 from hf_glmd import LiveTeacher, UsageError, WordPredictionCollator
-from hf_glmd.evaluation import compare_word_predictions, hardware, masked_word_accuracy, model_facts, versions
+from hf_glmd.evaluation import compare_word_predictions, masked_word_accuracy, model_facts
 from hf_glmd.losses.reference import dense_word_prediction_loss
+from hf_glmd.machine import hardware, versions
 
 
 def test_scores_are_those_of_whole_forwards():

@@ -174,7 +174,7 @@ def test_all_cores_are_used_whatever_accelerate_says(tmp_path):
     """accelerate launch sets OMP_NUM_THREADS=1."""
     import torch
 
-    from hf_glmd.evaluation import cpu_cores
+    from hf_glmd.machine import cpu_cores
     from hf_glmd.pipeline import Run
     from hf_glmd.recipe import load_recipe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -83,6 +84,10 @@ class GLMDConfig(TrainingArguments):
     loss_chunk_mib: float = field(
         default=DEFAULT_CHUNK_MIB, metadata={"help": "Memory in MiB for the slices of logits that the fused loss holds at once."}
     )
+    hub_overwrite: bool = field(
+        default=False,
+        metadata={"help": "With push_to_hub: replace what the repository holds, even if it is no model of hf_glmd."},
+    )
     text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
 
     def __post_init__(self) -> None:
@@ -107,3 +112,7 @@ class GLMDConfig(TrainingArguments):
             raise UsageError("; ".join(mistakes) + ".")
         super().__post_init__()
         load_whole_unless_asked(self.deepspeed_plugin)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The Trainer pickles its arguments beside the weights, and what lies there is pushed.
+        return self.__dict__ | {"hub_token": None}

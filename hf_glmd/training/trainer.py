@@ -27,14 +27,16 @@ from hf_glmd.models.class_heads import ClassHead, head_of, is_classifier, proble
 from hf_glmd.models.heads import HeadInputs, is_masked_lm
 from hf_glmd.tasks.candidates import QUESTION_COLUMNS, CandidateCollator, candidate_scores
 from hf_glmd.training.cached_rows import check_cached
+from hf_glmd.training.card import Sizes, pipeline_tag_of
 from hf_glmd.training.class_rows import ClassCollator, check_same_classes
 from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.hub import PublishingTrainer
 from hf_glmd.training.rows import readable, row_length, token_rows
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import Teacher, TeacherEnsemble, as_teacher
-from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
+from hf_glmd.training.token_mean import model_inputs
 from hf_glmd.vocab.counting import tokenizer_fingerprint
 from hf_glmd.vocab.vocab_map import IGNORED, VocabMap
 
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
 
 
-class GLMDTrainer(TokenMeanTrainer):
+class GLMDTrainer(PublishingTrainer):
     """Distils a teacher's word predictions, or its answers, into a student.
 
     The loss is the mean over the counted tokens of the whole global batch: of all processes and all accumulation steps. No
@@ -120,6 +122,8 @@ class GLMDTrainer(TokenMeanTrainer):
             )
         if self.problem is not None:
             self._check_classes(model, args)
+        self.student_sizes, self.teacher_sizes = Sizes.of(model), [Sizes.of(one) for one in self.teacher.models]
+        self.pipeline_tag = pipeline_tag_of(model)
         if data_collator is None:
             data_collator = default_collator(args, processing_class, model)
         if args.objective == "word_prediction" or self.problem is not None:

@@ -1,0 +1,245 @@
+"""One folder, one commit, whatever the network does; each mistake one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import Fault
+from publishing_helpers import TOKEN, environment, point_client_at, serving, shrunk_folder
+
+from hf_glmd.cli import main
+from hf_glmd.errors import UsageError
+from hf_glmd.publishing.options import PushOptions
+from hf_glmd.publishing.push import push_folder
+
+REPO = "someone/smaller"
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with serving() as running:
+        point_client_at(running, monkeypatch)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return shrunk_folder(tmp_path_factory.mktemp("push") / "small")
+
+
+def on_disk(folder: Path) -> dict[str, bytes]:
+    """As it is pushed: the card's usage code names the repository."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    named = files["README.md"].replace(f'name = "{folder}"'.encode(), f'name = "{REPO}"'.encode())
+    return files | {"README.md": named}
+
+
+def push(folder: Path, *words: str) -> int:
+    return main(["push", str(folder), REPO, *words])
+
+
+def test_one_commit_holds_everything(hub, folder, capsys):
+    assert push(folder) == 0
+    assert hub.files(REPO) == on_disk(folder)
+    assert [commit.message for commit in hub.repositories[REPO].branches["main"]] == ["initial commit", "Upload model"]
+    assert f"Pushed to {REPO}, branch main: {hub.url}/{REPO}/commit/" in capsys.readouterr().out
+
+
+def test_the_files_of_a_model_are_sent_in_parts(hub, folder):
+    push(folder)
+    assert hub.log.count("upload") > 3 and hub.log.count("complete") >= 1 and hub.log.count("verify") >= 2
+
+
+def test_a_second_push_of_the_same_changes_nothing(hub, folder):
+    push(folder)
+    before = hub.state()
+    assert push(folder) == 0 and hub.state() == before
+
+
+def test_a_newer_version_replaces_the_older_one_and_what_belonged_to_it(hub, folder):
+    hub.add_repository(REPO, {"vocab_map.safetensors": b"", "pytorch_model.bin": b"old", "vocab.txt": b"old", "LICENSE": b"mine",
+                              "plots/old.png": b"", "last-checkpoint/model.safetensors": b"kept"})  # fmt: skip
+    assert push(folder) == 0
+    kept = {"LICENSE": b"mine", "last-checkpoint/model.safetensors": b"kept"}
+    assert hub.files(REPO) == on_disk(folder) | kept
+
+
+def test_other_content_stays_unless_told(hub, folder, capsys):
+    hub.add_repository(REPO, {"README.md": b"# A cake", "cake.bin": b"x"})
+    before = hub.state()
+    assert push(folder) == 2 and hub.state() == before
+    line = capsys.readouterr().err
+    assert f"'{REPO}' exists and holds something else (README.md, cake.bin)" in line and "--overwrite" in line
+    assert push(folder, "--overwrite") == 0 and hub.files(REPO) == on_disk(folder)
+
+
+def test_a_private_repository_and_a_branch(hub, folder):
+    assert push(folder, "--private", "--revision", "v2") == 0
+    assert hub.repositories[REPO].private
+    assert hub.files(REPO) == {} and hub.files(REPO, "v2") == on_disk(folder)
+
+
+def test_a_name_alone_is_ones_own(hub, folder):
+    assert main(["push", str(folder), "smaller"]) == 0 and hub.files(REPO) == on_disk(folder)
+
+
+def test_a_dry_run_asks_nobody(hub, folder, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    assert push(folder, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert hub.log == [] and "Nothing was sent" in shown
+    for name, data in on_disk(folder).items():
+        assert any(name in line and f"{len(data):,}" in line for line in shown.splitlines())
+    assert push(folder, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["files"] == {name: len(data) for name, data in on_disk(folder).items()}
+
+
+def test_training_state_and_hidden_files_stay_here(hub, folder, tmp_path):
+    copy = shrunk_folder(tmp_path / "small")
+    for name in ("optimizer.pt", "training_args.bin", "checkpoint-3/model.safetensors", ".cache/x", "trainer_state.json"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes(b"x")
+    assert push(copy) == 0 and hub.files(REPO).keys() == on_disk(folder).keys()
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "fault", "said"),
+    [
+        (None, REPO, None, "there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN"),
+        ("hf_unknown", REPO, None, "the Hub does not know the access token (401)"),
+        ("hf_reader", REPO, None, "the access token may only read. Use one with write permission"),
+        (TOKEN, "somebody-else/x", None, "the access token may not write there (403:"),
+        (TOKEN, "a b/c", None, "'a b/c' cannot name a repository"),
+        (TOKEN, "a/b/c", None, "'a/b/c' cannot name a repository"),
+        (TOKEN, REPO, Fault("503", times=99), "is out of order (503: made up: 503), after several tries"),
+        (TOKEN, REPO, Fault("reset", times=99), "cannot be reached ("),
+        (TOKEN, REPO, Fault("403", "commit", times=99), "the access token may not write there (403: made up: 403)"),
+        (TOKEN, REPO, Fault("412", "commit", times=99), "it was changed meanwhile (412: made up: 412)"),
+        (TOKEN, REPO, Fault("413", "commit", times=99), "the Hub refused (413: made up: 413)"),
+        (TOKEN, REPO, Fault("corrupt", "upload", times=99), "the Hub refused (400: The SHA-256 of the content does not match"),
+        (TOKEN, REPO, Fault("400", "yaml", times=99), "'someone/smaller' was not pushed: Invalid metadata in README.md."),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_said_in_one_line(hub, folder, monkeypatch, capsys, token, repo, fault, said):
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    hub.faults = [fault] if fault else []
+    assert main(["push", str(folder), repo]) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1
+    assert token is None or token not in line
+    if "cannot name" not in said:
+        assert line.endswith(f"The folder is complete; push it later: hf-glmd push {folder} {repo}\n")
+    assert not hub.repositories or hub.files(repo) == {}
+
+
+def test_offline_mode_is_named(hub, folder, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert push(folder) == 2 and "HF_HUB_OFFLINE is set" in capsys.readouterr().err and hub.log == []
+
+
+def test_no_network_is_named(hub, folder, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert push(folder) == 2
+    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["missing", "file", "empty", "foreign", "run"])
+def test_a_folder_that_is_not_ours_is_refused(hub, tmp_path, capsys, what):
+    place = tmp_path / "x"
+    if what == "file":
+        place.write_text("")
+    elif what != "missing":
+        place.mkdir()
+    if what == "foreign":
+        (place / "config.json").write_text("{}")
+        (place / "README.md").write_text("---\ntags: [cake]\n---\n")
+    if what == "run":
+        (place / "student").mkdir()
+        (place / "student" / "README.md").write_text("x")
+    assert push(place) == 2 and hub.log == []
+    said = {
+        "missing": "is not there",
+        "file": "is a file",
+        "empty": "holds nothing",
+        "foreign": "is no model or vocabulary of hf_glmd",
+        "run": f"Its model is in '{place / 'student'}': push that.",
+    }
+    assert said[what] in capsys.readouterr().err
+
+
+def test_a_file_with_the_token_is_not_sent(hub, tmp_path, capsys):
+    copy = shrunk_folder(tmp_path / "small")
+    (copy / "notes.txt").write_text(f"export HF_TOKEN={TOKEN}")
+    assert push(copy) == 2 and hub.repositories == {}
+    line = capsys.readouterr().err
+    assert "notes.txt' holds your access token" in line and TOKEN not in line
+
+
+ROUTES = ("whoami", "info", "auth", "create", "preupload", "batch", "upload", "complete", "verify", "commit")
+KINDS = ("503", "502", "429", "reset", "lost", "403", "corrupt")
+
+
+def fault_table(hub, folder) -> dict[tuple[str, str], str]:
+    """(fault, route) -> outcome, of pushes onto an earlier version; a fault strikes once, or ("always") each time."""
+    table = {}
+    for kind in KINDS:
+        for route in ROUTES:
+            for times in (1, 99):
+                if kind == "corrupt" and route not in ("upload",):
+                    continue
+                hub.faults, hub.objects = [], {}
+                if route == "create":
+                    hub.repositories = {}
+                else:
+                    hub.add_repository(REPO, {"vocab_map.safetensors": b"old", "model.safetensors": b"old"})
+                before = {} if route == "create" else hub.files(REPO)
+                hub.faults = [Fault(kind, route, times=times)]
+                try:
+                    push_folder(PushOptions(str(folder), REPO))
+                    outcome = "complete"
+                    assert hub.files(REPO) == on_disk(folder)
+                    assert len(hub.repositories[REPO].branches["main"]) == 2  # one commit, though it may have been sent twice
+                except UsageError as error:
+                    assert "\n" not in str(error) and "push it later" in str(error) and TOKEN not in str(error)
+                    after = hub.files(REPO) if REPO in hub.repositories else {}
+                    outcome = "unchanged" if after == before else "complete, but said to have failed"
+                assert hub.faults[0].done, f"{kind} at {route} never struck"
+                table[f"{kind}{'' if times == 1 else ', always'}", route] = outcome
+    return table
+
+
+def test_every_push_ends_complete_or_unchanged(hub, folder, record_property):
+    table = fault_table(hub, folder)
+    record_property("faults", {f"{kind} at {route}": outcome for (kind, route), outcome in table.items()})
+    passing = [outcome for (kind, _), outcome in table.items() if kind in ("503", "502", "429", "reset", "lost")]
+    assert set(passing) == {"complete"}, table  # what strikes once is got over
+    # A commit whose answer never arrives is there all the same: the next push finds it.
+    rest = {key for key, outcome in table.items() if outcome not in ("complete", "unchanged")}
+    assert rest <= {("lost, always", "commit")}, table
+
+
+def test_a_pushed_model_is_loaded_by_its_name(hub, folder, tmp_path):
+    """In a fresh process, with transformers alone."""
+    push(folder)
+    code = f"""
+import sys, torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+names = ({REPO!r}, {str(folder)!r})
+ids = [AutoTokenizer.from_pretrained(name)("walking the marker", return_tensors="pt") for name in names]
+logits = [AutoModelForMaskedLM.from_pretrained(name)(**given).logits for name, given in zip(names, ids)]
+assert ids[0]["input_ids"].tolist() == ids[1]["input_ids"].tolist()
+assert torch.equal(*logits) and "hf_glmd" not in sys.modules
+print(tuple(logits[0].shape))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(hub, tmp_path, token=None), cwd=tmp_path
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip().endswith(", 150)")
