@@ -22,12 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
-    parser = argparse.ArgumentParser(prog="hf-glmd", description=main.__doc__.split("\n")[0].split(": ")[1].capitalize())
+    arguments = parsed(sys.argv[1:] if argv is None else argv)
+    return _run("hf-glmd", lambda: arguments.run(arguments))
+
+
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The words after `hf-glmd`; `run` is the function of the command. Exits where they are no command."""
+    parser = argparse.ArgumentParser(prog="hf-glmd", description="Makes language models smaller.")
     parser.add_argument("--version", action="version", version=f"hf-glmd {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
     _add_cache(commands)
-    _add_distill(commands, sys.argv[1:] if argv is None else argv)
+    _add_distill(commands, argv)
     _add_evaluate(commands)
     _add_report(commands)
     _add_push(commands)
@@ -37,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _run("hf-glmd", lambda: arguments.run(arguments))
+    return arguments
 
 
 def _add_shrink(commands: Any) -> None:

@@ -10,6 +10,7 @@ import vocab_helpers
 import yaml
 
 from hf_glmd import ClozeTask
+from hf_glmd.cli import _given, parsed
 from hf_glmd.recipe import TaskSection, _build, build_section, load_recipe
 from hf_glmd.shrinking import ShrinkOptions
 
@@ -40,14 +41,16 @@ def test_its_python_runs(tmp_path, monkeypatch):
     assert space["small"].config.vocab_size == 150
 
 
-def test_its_shrink_commands_are_valid():
-    commands = [shlex.split(line, comments=True) for line in "".join(blocks("bash")).splitlines() if line.startswith("hf-glmd")]
-    assert len(commands) == 2
+def test_its_commands_are_valid():
+    commands = [shlex.split(line, comments=True) for line in "".join(blocks("bash")).splitlines() if line.startswith("hf-glmd ")]
+    assert {words[1] for words in commands} >= {"shrink", "distill", "report"}
     for words in commands:
-        recipe = recipe_helpers.ROOT / words[words.index("--config") + 1] if "--config" in words else None
-        pairs = dict(zip(words[3::2], words[4::2], strict=True)) if recipe is None else {}
-        given = {name.removeprefix("--"): [value] if name == "--corpus" else value for name, value in pairs.items()}
-        build_section(ShrinkOptions, recipe, given | ({"model": words[2]} if recipe is None else {}))
+        arguments = parsed(words[1:])
+        if words[1] == "shrink":
+            recipe = None if arguments.config is None else recipe_helpers.ROOT / arguments.config
+            build_section(ShrinkOptions, recipe, _given(arguments, ShrinkOptions))
+        elif words[1] == "distill":
+            load_recipe(recipe_helpers.ROOT / arguments.config, arguments.overrides)
 
 
 def test_its_files_exist():
