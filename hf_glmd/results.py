@@ -113,6 +113,9 @@ class Results:
         models = {"teacher": (teacher, self.given.teacher_tokenizer), "student": (student, self.steps.tokenizer)}
         scores = score_task(given, models, device, folder)
         scores.seconds = sum(stage.seconds for stage in self.steps.records(TASK_STAGES, given)) + time.monotonic() - started
+        if given.section.replaced_copies:
+            copies = self.steps.folder("copies", given) / "done.json"
+            scores.seconds += json.loads(copies.read_text(encoding="utf-8"))["seconds"]
         return dataclasses.asdict(scores)
 
     def tokens_per_text(self) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 import recipe_helpers
 import vocab_helpers
@@ -43,7 +44,14 @@ def write_inputs(folder):
         task={"data": str(folder), "test_split": "validation", "max_length": 40},
         tasks=[
             {"name": "cb", "predict_splits": ["test"], "pattern_number": None, "words": {"max_steps": 3}},
-            {**table, "name": "verbs", "pattern": "call {mask} . {text}", "verbalizers": {"yes": "walk", "no": "talk"}},
+            {
+                **table,
+                "name": "verbs",
+                "pattern": "call {mask} . {text}",
+                "verbalizers": {"yes": "walk", "no": "talk"},
+                "replaced_copies": 2,
+                "replaced_share": 0.4,
+            },
             {
                 **table,
                 "name": "choice",
@@ -119,6 +127,16 @@ def test_what_a_task_asks_for_itself_is_what_it_gets(finished):
     assert (done["cb/task_words"]["steps"], done["verbs/task_words"]["steps"]) == (3, 2)
     steps = json.loads((folder / "out/stages/choice/task_teacher/done.json").read_text())["steps"]
     assert 2 <= steps <= 8
+
+
+def test_the_student_reads_copies_with_replaced_words(finished):
+    folder, _ = finished
+    copies = datasets.load_from_disk(folder / "out/stages/verbs/copies/rows")
+    done = json.loads((folder / "out/stages/verbs/copies/done.json").read_text())
+    originals = {json.loads(line)["text"] for line in (folder / "table.jsonl").read_text().splitlines()}
+    assert 100 < len(copies) == done["examples"] and copies.column_names == ["text"]
+    assert sum(text not in originals for text in copies["text"]) > 0.9 * len(copies)
+    assert not (folder / "out/stages/cb/copies").exists(), "off by default"
 
 
 def test_it_writes_a_student_for_each_task(finished):
@@ -207,6 +225,8 @@ def run_with(tmp_path, capsys, *options, **changes):
         ([{"name": "cb", "split_verbalizers": "refuse"}], "is not a single token"),
         ([{"name": "cb", "verbalizers": {"entailment": "walk", "neutral": "talk"}}], "have the answers ['contradiction']"),
         ([{"name": "cb", "max_length": 12}], "leaves no room"),
+        ([{"name": "cb", "too_long": "cut"}], "too_long='cut' is unknown"),
+        ([{"name": "cb", "replaced_copies": 1, "replaced_share": 1.5}], "replaced_share=1.5 of task cb makes no sense"),
     ],
 )
 def test_bad_tasks_are_refused_before_anything_is_done(tmp_path, capsys, tasks, message):
