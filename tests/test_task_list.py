@@ -145,6 +145,11 @@ def test_it_writes_a_student_for_each_task(finished):
     weights = [model.get_input_embeddings().weight for model in models]
     assert all(weight.shape == weights[0].shape for weight in weights)
     assert all(not weight.equal(other) for number, weight in enumerate(weights) for other in weights[:number])
+    for name, other in (("cb", "verbs"), ("verbs", "cb")):
+        card = (folder / "out/students" / name / "README.md").read_text()
+        assert f"{name}, acc" in card and f"{other}, acc" not in card and f"out-{name}" in card
+        assert "Stage 3" in card and f"out/students/{name}" in card
+        assert (folder / "out/students" / name / "plots/kl_over_steps.png").exists()
     assert len(load_tokenizer(folder / "out/students/cb")) == len(weights[0])
     assert (folder / "out/students/cb/vocab_map.safetensors").exists()
     assert not list((folder / "out").rglob("checkpoint*"))
