@@ -24,6 +24,7 @@ from hf_glmd.model_card import (
 )
 from hf_glmd.plots import percent, plot_titles
 from hf_glmd.records import ModelFacts, RunRecord, StageRecord, TaskScores, retained_share
+from hf_glmd.tasks.superglue import SUPERGLUE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -74,7 +75,8 @@ def comparison_rows(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def task_table(tasks: Sequence[TaskScores]) -> str:
-    """One line per task: what the commonest answer scores, the teacher and the student, and their mean below.
+    """One line per task: what the commonest answer scores, the teacher and the student, and their mean below; if all tasks of
+    SuperGLUE are there, also the benchmark's own.
 
     "retained" is the student's share of the teacher's gain over the commonest answer, "-" where the teacher gains nothing.
     """
@@ -82,8 +84,11 @@ def task_table(tasks: Sequence[TaskScores]) -> str:
         (task.name, task.metric, f"{task.count:,}", *_score_cells([task]), duration(task.seconds) if task.seconds else "-")
         for task in tasks
     ]
-    total = sum(task.seconds for task in tasks)
-    lines.append(("mean", "", "", *_score_cells(tasks), duration(total) if total else "-"))
+    benchmark = [task for task in tasks if task.name in SUPERGLUE]
+    means = {"mean": tasks} | ({"SuperGLUE (mean of 8)": benchmark} if len(benchmark) == len(SUPERGLUE) else {})
+    for name, part in means.items():
+        total = sum(task.seconds for task in part)
+        lines.append((name, "", "", *_score_cells(part), duration(total) if total else "-"))
     header = ["task", "metric", "n", "commonest", "teacher", "student", "difference", "retained", "time"]
     return markdown_table(lines, header, "llrrrrrrr")
 

@@ -97,6 +97,11 @@ class Inputs:
             )
         if self.causal:
             self._check_nothing_is_hidden()
+            if names := [given.section.name for given in self.tasks if given.section.replaced_copies]:
+                raise UsageError(
+                    f"replaced_copies of task {names[0]} needs a masked language model, and the teacher '{recipe.teacher.model}' "
+                    "predicts the next word. Set it to 0."
+                )
         for name, length in (("max_length", self.max_length), *(("task.max_length", given.length) for given in self.tasks)):
             if length > max_positions(self.teacher_config):
                 raise UsageError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import PartialState
 from transformers import set_seed
@@ -104,6 +105,10 @@ class Run:
         """The stages of a task from the student that `previous` left, and its scores. Returns: where the last student is."""
         if self.recipe.task_teacher is not None:
             self.steps.train("task_teacher", None, given)
+        if given.section.replaced_copies:
+            name = str(Path(given.folder) / "copies")
+            self.place.step(name, f"Replacing words{given.label}", lambda folder: self.steps.replace_words(given, folder))
+            given.add_examples(datasets.load_from_disk(self.place.stages / name / "rows"))
         for name in ("task_words", "task_answers"):
             if getattr(self.recipe, name) is not None:
                 self.steps.train(name, previous, given)

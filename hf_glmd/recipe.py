@@ -121,6 +121,12 @@ class TaskSection:
         "More examples for the student, whose gold answers, if any, are not read: a file, a folder or a data set.",
         None,
     )
+    replaced_copies: int = _help(
+        "How many copies of each example the student reads besides, in which the teacher has replaced words by likely ones; for "
+        "scarce text, needs a masked language model.",
+        0,
+    )
+    replaced_share: float = _help("Share of the words that are replaced in a copy.", 0.15)
     label_column: str | None = _help(
         "Column of the gold answers: for the teacher and for scoring, never for the student. Unset: label.", None
     )
@@ -140,6 +146,13 @@ class TaskSection:
     words: dict[str, Any] = _help("What differs from the section task_words for this task.", factory=dict)
     answers: dict[str, Any] = _help("What differs from the section task_answers for this task.", factory=dict)
     source: str | None = _help("Where pattern and words come from.", None)
+
+    def __post_init__(self) -> None:
+        if self.replaced_copies < 0 or not 0 < self.replaced_share < 1:
+            raise UsageError(
+                f"replaced_copies={self.replaced_copies} with replaced_share={self.replaced_share} of task {self.name} makes no "
+                "sense. Use 0 copies or more, and a share between 0 and 1, e.g. 0.15."
+            )
 
     def stage(self, stage: str) -> dict[str, Any]:
         """What differs for this task in a stage, e.g. "task_words"."""

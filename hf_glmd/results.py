@@ -8,9 +8,11 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 
@@ -44,20 +46,13 @@ class Results:
     def measure(self, last: str, command: str) -> RunRecord:
         """Scores the student at its start, after stage 1 and at its end, beside the teacher, on held-out text."""
         started, section = time.monotonic(), self.recipe.evaluation
-        rows = first_rows(self.steps.blocks("test"), section.rows, self.recipe.seed)
         self.place.say("Scoring")
         teacher = LiveTeacher(self.given.load_teacher().to(self.state.device), self.steps.vocab_map)
 
-        kind = "next" if self.given.causal else "masked"
-
-        def words(stage: str, when: str) -> WordScores:
-            student = load_word_model(self.place.stages / stage, dtype=torch.float32).to(self.state.device)
-            return compare_word_predictions(student, teacher, self.steps.tokenizer, rows, desc=f"Scoring {kind} words {when}")
-
         scores = {
-            "words_start": words("student", "before training"),
-            "words_general": words("general", "after stage 1") if self.recipe.general is not None else None,
-            "words_final": words(last, "of the student"),
+            "words_start": self.words("student", teacher, "before training"),
+            "words_general": self.words("general", teacher, "after stage 1") if self.recipe.general is not None else None,
+            "words_final": self.words(last, teacher, "of the student"),
         }
         student = load_word_model(self.place.stages / last, dtype=torch.float32).to(self.state.device)
         tasks = [self.task_scores(given) for given in self.given.tasks]
@@ -86,7 +81,7 @@ class Results:
             **scores,
             task=None if listed or not tasks else tasks[0],
             tasks=tasks if listed else [],
-            samples=word_samples(student, teacher, self.steps.tokenizer, rows),
+            samples=word_samples(student, teacher, self.steps.tokenizer, self.held_out),
             stages=stages,
             corpus=self.corpus_in_words(),
             hardware=hardware(),
@@ -101,19 +96,39 @@ class Results:
             + (time.monotonic() - started),
         )
 
+    def words(self, stage: str, teacher: LiveTeacher, when: str) -> WordScores:
+        """How well the student that a stage left predicts the words of held-out text."""
+        student = load_word_model(self.place.stages / stage, dtype=torch.float32).to(self.state.device)
+        desc = f"Scoring {'next' if self.given.causal else 'masked'} words {when}"
+        return compare_word_predictions(student, teacher, self.steps.tokenizer, self.held_out, desc=desc)
+
+    @cached_property
+    def held_out(self) -> datasets.Dataset:
+        """The rows of plain text that words are scored on."""
+        return first_rows(self.steps.blocks("test"), self.recipe.evaluation.rows, self.recipe.seed)
+
     def task_scores(self, given: TaskInputs) -> TaskScores:
-        found = json.loads((self.steps.folder("scores", given) / "done.json").read_text(encoding="utf-8"))
-        return TaskScores(**found)
+        return TaskScores(**self._scored(given)["task"])
+
+    def _scored(self, given: TaskInputs) -> dict[str, Any]:
+        return json.loads((self.steps.folder("scores", given) / "done.json").read_text(encoding="utf-8"))
 
     def score(self, given: TaskInputs, last: str, folder: Path) -> dict[str, Any]:
-        """Both models' answers to a task, in `folder`, and what they score."""
+        """Both models' answers to a task, in `folder`, and what they score; of a list of tasks also the student's words."""
         started, device = time.monotonic(), self.state.device
         teacher = LiveTeacher(self.steps.load_teacher(given).to(device))
         student = LiveTeacher(load_word_model(self.place.stages / last, dtype=torch.float32).to(device))
         models = {"teacher": (teacher, self.given.teacher_tokenizer), "student": (student, self.steps.tokenizer)}
         scores = score_task(given, models, device, folder)
         scores.seconds = sum(stage.seconds for stage in self.steps.records(TASK_STAGES, given)) + time.monotonic() - started
-        return dataclasses.asdict(scores)
+        if given.section.replaced_copies:
+            copies = self.steps.folder("copies", given) / "done.json"
+            scores.seconds += json.loads(copies.read_text(encoding="utf-8"))["seconds"]
+        facts = {"task": dataclasses.asdict(scores)}
+        if given.folder:
+            general = LiveTeacher(self.given.load_teacher().to(device), self.steps.vocab_map)
+            facts["words"] = dataclasses.asdict(self.words(last, general, f"of the student{given.label}"))
+        return facts
 
     def tokens_per_text(self) -> tuple[float, float]:
         """Mean tokens per held-out text with the teacher's and with the student's tokenizer, specials left out."""
@@ -142,30 +157,55 @@ class Results:
             save_plots(record, unfinished / "plots")
             remove(self.place.path / "plots")
             shutil.copytree(unfinished / "plots", self.place.path / "plots")
-            options = {"pipeline_tag": "text-generation", "example": "The list of"} if self.given.causal else {}
-            teacher, corpus = self.recipe.teacher, self.recipe.corpus.name
-            card = render_card(
-                record,
-                folder=str(folder),
-                base_model=teacher.model,
-                source=SourceCard.read(teacher.model, teacher.revision),
-                datasets=[corpus] if corpus != "docstrings" and is_hub_name(corpus) else [],
-                **options,
-            )
-            (unfinished / "README.md").write_text(card, encoding="utf-8")
+            self.write_card(record, unfinished, folder)
             remove(folder)
             os.replace(unfinished, folder)
             remove(self.place.path / "students")
             remove(self.place.path / "predictions")
             for given, end in zip(self.given.tasks, ends, strict=True):
                 if given.folder:
-                    self.save_student(end, self.place.path / "students" / given.folder)
+                    self.publish_task_student(record, given, end)
                 for who in ("teacher", "student"):
                     written = self.place.path / "predictions" / given.folder / who
                     shutil.copytree(self.steps.folder("scores", given) / who, written)
             record.save(self.place.path / "metrics.json")
             write_report(self.place.path)
         self.state.wait_for_everyone()
+
+    def publish_task_student(self, record: RunRecord, given: TaskInputs, stage: str) -> None:
+        """Writes students/TASK/: a student of a list of tasks, with a card and plots of its own."""
+        folder = self.place.path / "students" / given.folder
+        self.save_student(stage, folder)
+        own = dataclasses.replace(
+            record,
+            name=f"{record.name}-{given.folder}",
+            words_final=WordScores(**self._scored(given)["words"]),
+            task=self.task_scores(given),
+            tasks=[],
+            samples=[],  # of the student that has read plain text only
+            stages=[*record.stages, *self.steps.records(TASK_STAGES, given)],
+        )
+        save_plots(own, folder / "plots")
+        self.write_card(own, folder, folder)
+
+    @cached_property
+    def source(self) -> SourceCard:
+        """What the teacher's own card says."""
+        return SourceCard.read(self.recipe.teacher.model, self.recipe.teacher.revision)
+
+    def write_card(self, record: RunRecord, folder: Path, final_folder: Path) -> None:
+        """Writes README.md into `folder`, which will be `final_folder`."""
+        options = {"pipeline_tag": "text-generation", "example": "The list of"} if self.given.causal else {}
+        corpus = self.recipe.corpus.name
+        card = render_card(
+            record,
+            folder=str(final_folder),
+            base_model=self.recipe.teacher.model,
+            source=self.source,
+            datasets=[corpus] if corpus != "docstrings" and is_hub_name(corpus) else [],
+            **options,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     def save_student(self, stage: str, folder: Path) -> None:
         """The student of a stage with its tokenizer."""

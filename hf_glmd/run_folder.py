@@ -4,7 +4,7 @@ OUTPUT_DIR/
     run.json        the recipe as it was understood
     stages/         one folder per step, with its model and, once it is finished, done.json; of a list of tasks in TASK/
     student/        the result: weights, config, tokenizer, vocab_map.safetensors, README.md, plots/
-    students/       of a list of tasks, in TASK/: the student of each, where student/ has read plain text only
+    students/       of a list of tasks, in TASK/: the student of each, as student/, which then has read plain text only
     predictions/    the answers of both models, as the tasks' benchmarks want them; of a list in TASK/
     metrics.json    a `RunRecord`: everything that was measured
     plots/

@@ -118,6 +118,16 @@ class Stages:
             remove(folder / CACHE_FOLDER)
         self.state.wait_for_everyone()
 
+    def replace_words(self, given: TaskInputs, folder: Path) -> dict[str, Any]:
+        """Writes copies of a task's examples in which the general teacher has replaced words; the first process does."""
+        if not self.state.is_main_process:
+            return {}
+        started, device = time.monotonic(), self.state.device
+        teacher = LiveTeacher(self.given.load_teacher().to(device))
+        copies = given.copies_with_replaced_words(teacher.logits, self.given.teacher_tokenizer, device)
+        copies.save_to_disk(folder / "rows")
+        return {"examples": len(copies), "seconds": time.monotonic() - started}
+
     def folder(self, name: str, given: TaskInputs | None) -> Path:
         return self.place.stages / (given.folder if given else "") / name
 

@@ -6,16 +6,19 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import datasets
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.corpora.loading import load_corpus
 from hf_glmd.errors import UsageError
 from hf_glmd.recipe import Recipe, TaskSection
+from hf_glmd.tasks.candidates import LogitsAt
 from hf_glmd.tasks.catalogue import task_by_name
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.loading import load_task_data
 from hf_glmd.tasks.questions import QuestionWriter
+from hf_glmd.tasks.replacement import WordReplacer
 from hf_glmd.tasks.rewordings import chosen_patterns, encode_reworded
 
 HELD_OUT_SHARE, HELD_OUT_ROWS = 0.1, 1000
@@ -153,6 +156,36 @@ class TaskInputs:
             )
         parts = train.train_test_split(test_size=count, seed=self.seed)
         return parts["train"], parts["test"]
+
+    def copies_with_replaced_words(
+        self, teacher: LogitsAt, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    ) -> datasets.Dataset:
+        """More examples for the student, see `WordReplacer`. Candidates stay as they are.
+
+        Args:
+            teacher: predicts hidden words.
+            tokenizer: the teacher's.
+        """
+        data, candidates = self.data["student"], self.task.candidates or ()
+        read = {column for number in self.patterns for column in self.task.patterns[number].columns}
+        texts = [
+            name
+            for name, feature in data.features.items()
+            if name in read and name not in candidates and feature == datasets.Value("string")
+        ]
+        replacer = WordReplacer(
+            teacher,
+            tokenizer,
+            max_length=self.length,
+            share=self.section.replaced_share,
+            untouched=self.task.keep_tokens(tokenizer),
+            seed=self.seed,
+        )
+        return replacer.copies(data, texts, self.section.replaced_copies, device)
+
+    def add_examples(self, more: datasets.Dataset) -> None:
+        """For the student, beside those it has."""
+        self.data["student"] = datasets.concatenate_datasets([self.data["student"], more])
 
     def check_examples(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes all questions that the teacher will be asked, which takes no more time than later.

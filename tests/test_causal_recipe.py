@@ -94,6 +94,7 @@ def test_next_words_are_scored_where_they_are_predicted():
         ({"general": {**STAGE, "positions": "masked"}}, "general: positions=masked hides words"),
         ({"task_words": {**STAGE, "mask_share": 0.2}}, "task_words: mask_share=0.2 hides words"),
         ({"task": {"pattern": "call {mask} . {text}"}}, "all patterns of task verbs read a column behind the blank"),
+        ({"task": {"replaced_copies": 1}}, "replaced_copies of task verbs needs a masked language model"),
         ({"task": {"pattern_number": 0}}, "reads a column behind the blank"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 import recipe_helpers
 import vocab_helpers
@@ -43,7 +44,14 @@ def write_inputs(folder):
         task={"data": str(folder), "test_split": "validation", "max_length": 40},
         tasks=[
             {"name": "cb", "predict_splits": ["test"], "pattern_number": None, "words": {"max_steps": 3}},
-            {**table, "name": "verbs", "pattern": "call {mask} . {text}", "verbalizers": {"yes": "walk", "no": "talk"}},
+            {
+                **table,
+                "name": "verbs",
+                "pattern": "call {mask} . {text}",
+                "verbalizers": {"yes": "walk", "no": "talk"},
+                "replaced_copies": 2,
+                "replaced_share": 0.4,
+            },
             {
                 **table,
                 "name": "choice",
@@ -121,12 +129,27 @@ def test_what_a_task_asks_for_itself_is_what_it_gets(finished):
     assert 2 <= steps <= 8
 
 
+def test_the_student_reads_copies_with_replaced_words(finished):
+    folder, _ = finished
+    copies = datasets.load_from_disk(folder / "out/stages/verbs/copies/rows")
+    done = json.loads((folder / "out/stages/verbs/copies/done.json").read_text())
+    originals = {json.loads(line)["text"] for line in (folder / "table.jsonl").read_text().splitlines()}
+    assert 100 < len(copies) == done["examples"] and copies.column_names == ["text"]
+    assert sum(text not in originals for text in copies["text"]) > 0.9 * len(copies)
+    assert not (folder / "out/stages/cb/copies").exists(), "off by default"
+
+
 def test_it_writes_a_student_for_each_task(finished):
     folder, _ = finished
     models = [load_word_model(folder / "out" / place) for place in ("student", *(f"students/{name}" for name in TASKS))]
     weights = [model.get_input_embeddings().weight for model in models]
     assert all(weight.shape == weights[0].shape for weight in weights)
     assert all(not weight.equal(other) for number, weight in enumerate(weights) for other in weights[:number])
+    for name, other in (("cb", "verbs"), ("verbs", "cb")):
+        card = (folder / "out/students" / name / "README.md").read_text()
+        assert f"{name}, acc" in card and f"{other}, acc" not in card and f"out-{name}" in card
+        assert "Stage 3" in card and f"out/students/{name}" in card
+        assert (folder / "out/students" / name / "plots/kl_over_steps.png").exists()
     assert len(load_tokenizer(folder / "out/students/cb")) == len(weights[0])
     assert (folder / "out/students/cb/vocab_map.safetensors").exists()
     assert not list((folder / "out").rglob("checkpoint*"))
@@ -207,6 +230,8 @@ def run_with(tmp_path, capsys, *options, **changes):
         ([{"name": "cb", "split_verbalizers": "refuse"}], "is not a single token"),
         ([{"name": "cb", "verbalizers": {"entailment": "walk", "neutral": "talk"}}], "have the answers ['contradiction']"),
         ([{"name": "cb", "max_length": 12}], "leaves no room"),
+        ([{"name": "cb", "too_long": "cut"}], "too_long='cut' is unknown"),
+        ([{"name": "cb", "replaced_copies": 1, "replaced_share": 1.5}], "replaced_share=1.5 of task cb makes no sense"),
     ],
 )
 def test_bad_tasks_are_refused_before_anything_is_done(tmp_path, capsys, tasks, message):
