@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -40,15 +42,47 @@ def prepare_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 def _fully_sharded(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     plugin = accelerator.state.fsdp_plugin
-    # accelerate writes the layers of the first model it shards into the plugin, and the student may have others.
-    own = copy.copy(plugin)
-    names = [name for name in plugin.transformer_cls_names_to_wrap or () if get_module_class_from_name(model, name)]
-    own.transformer_cls_names_to_wrap = names or None
-    accelerator.state.fsdp_plugin = own
+    accelerator.state.fsdp_plugin = copy.copy(plugin)  # for the student may have other layers
     try:
-        return fsdp2_prepare_model(accelerator, model.to(accelerator.device))
+        with shardable(model, accelerator.state.fsdp_plugin):
+            return fsdp2_prepare_model(accelerator, model.to(accelerator.device))
     finally:
         accelerator.state.fsdp_plugin = plugin
+
+
+@contextmanager
+def shardable(model: nn.Module, plugin: Any) -> Iterator[None]:
+    """Inside this context accelerate can shard a model with FSDP2.
+
+    accelerate 1.15 shards the two embeddings by themselves, together where they are tied, and fails at a weight that is in two
+    groups: so no layer that contains an embedding is wrapped (BERT names its embeddings among those not to split), and no module
+    around the output embedding has a parameter of it as its own, too (the heads of BERT and RoBERTa have its bias).
+    """
+    wanted = plugin.transformer_cls_names_to_wrap or getattr(model, "_no_split_modules", None) or ()
+    head = model.get_output_embeddings()
+    embeddings = [model.get_input_embeddings(), *([] if head is None else [head])]
+    around = [module for module in model.modules() if any(part in embeddings for part in module.modules())]
+    holders = {type(module) for module in around}
+    layers = (get_module_class_from_name(model, name) for name in wanted)
+    plugin.transformer_cls_names_to_wrap = [layer.__name__ for layer in layers if layer is not None and layer not in holders]
+    if head is None:
+        yield
+        return
+    names = {id(parameter): name for name, parameter in head.named_parameters(recurse=False)}
+    aliases = [
+        (module, name, names[id(parameter)])
+        for module in around
+        if module not in embeddings
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) in names
+    ]
+    for module, name, _ in aliases:
+        delattr(module, name)
+    try:
+        yield
+    finally:
+        for module, name, name_in_head in aliases:
+            module.register_parameter(name, getattr(head, name_in_head))
 
 
 def _zero3_sharded(model: nn.Module, accelerator: Accelerator) -> nn.Module:

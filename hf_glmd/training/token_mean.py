@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.sharding import gathered
-from hf_glmd.training.preparation import check_distribution, load_whole_unless_asked
+from hf_glmd.training.preparation import check_distribution, load_whole_unless_asked, shardable
 from hf_glmd.training.stopping import StopOnSignal
 
 
@@ -55,6 +55,20 @@ class TokenMeanTrainer(Trainer):
         if getattr(self.model, "_is_accelerate_prepared", False) and self.model_wrapped is self.model:
             self.model._is_accelerate_prepared = False
         return super()._prepare_for_training(*args, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            prepare = self.accelerator.prepare
+
+            def prepare_shardable(*parts: Any, **settings: Any) -> Any:
+                with ExitStack() as stack:
+                    for part in parts:
+                        if isinstance(part, nn.Module):
+                            stack.enter_context(shardable(part, self.accelerator.state.fsdp_plugin))
+                    return prepare(*parts, **settings)
+
+            self.accelerator.prepare = prepare_shardable
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())  # saved once, under the other name

@@ -94,3 +94,13 @@ def test_accelerate_reads_each_config_and_its_first_line_says_how(path):
     assert path.read_text().startswith(command)
     for name in ("recipes/glmd.py", "recipes/quickstart.yaml"):
         assert (REPOSITORY / name).is_file()
+
+
+FSDP_CASES = ("masked", "cut vocabulary", "accumulated", "causal", "causal, tied", "softcap", "untied", "dense")
+
+
+def test_fsdp2_trains_as_one_process(tmp_path):
+    environment = {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    launch(CONFIGS / "fsdp2.yaml", "--gpus-are-cpus", str(tmp_path), *FSDP_CASES, **environment)
+    for number, case in enumerate(FSDP_CASES):
+        check(case, tmp_path / str(number), tmp_path / f"{number} by one", sharded_teacher=True)
