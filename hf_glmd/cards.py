@@ -176,9 +176,9 @@ def render_card(
         table_title="Beside its teacher",
         table=table,
         table_note=f"Speed: forward passes on {hardware}. {record.words_scored.capitalize()} words: "
-        f"{record.words_final.positions:,} positions of held-out text, both models choosing among the student's tokens. KL(teacher "
-        "|| student) at temperature 1, in nats per position, to the teacher before any task training. Percentages in brackets are "
-        "of the teacher's value.",
+        f"{record.words_final.positions:,} positions of held-out text, both models choosing among the student's tokens. "
+        "KL(teacher || student) at temperature 1, in nats per position, to the teacher before any task training. Percentages in "
+        "brackets are of the teacher's value.",
         plots=[] if plots_dir is None else _plot_links(record, plots_dir),
         stages=stage_table(record.stages),
         how=how,
