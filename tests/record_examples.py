@@ -98,6 +98,7 @@ def example_record(**changes: Any) -> RunRecord:
                 seconds=613.0,
                 batch_size=61,
                 learning_rate=4e-4,
+                tokens=791_291,
                 steps_evaluated=[0, 101, 203, 401, 607, 811],
                 kl=[3.581, 2.313, 1.871, 1.531, 1.337, 1.263],
                 agreement=[0.0341, 0.1931, 0.2713, 0.3319, 0.3701, 0.3893],

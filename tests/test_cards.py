@@ -205,11 +205,11 @@ def test_the_tables_of_the_card_are_those_of_the_record():
     comparison, stages = tables(render_card(record))
     assert [tuple(row) for row in comparison[2:]] == comparison_rows(record)
     assert stages[2:] == [
-        ["word prediction on plain text", "student", "word prediction", "15", "all", "811", "61", "0.0004", "10.2"],
-        ["fine-tuning of the teacher", "teacher", "gold labels", "-", "-", "307", "32", "5e-05", "1.4"],
-        ["word prediction on the task's texts, from the tuned teacher", "student", "word prediction", "15", "all", "211", "31",
-         "0.0001", "1.6"],
-        ["soft labels on the task's answers", "student", "soft labels", "1", "-", "223", "29", "2e-05", "1.2"],
+        ["word prediction on plain text", "student", "word prediction", "15", "all", "811", "791,291", "61", "0.0004", "10.2"],
+        ["fine-tuning of the teacher", "teacher", "gold labels", "-", "-", "307", "-", "32", "5e-05", "1.4"],
+        ["word prediction on the task's texts, from the tuned teacher", "student", "word prediction", "15", "all", "211", "-",
+         "31", "0.0001", "1.6"],
+        ["soft labels on the task's answers", "student", "soft labels", "1", "-", "223", "-", "29", "2e-05", "1.2"],
     ]  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def test_odd_names_do_not_break_the_tables_of_the_card():
     record.stages[0].title = "plain | text"
     comparison, stages = tables(render_card(record))
     assert {len(row) for row in comparison} == {3} and len(comparison) == 2 + len(comparison_rows(record))
-    assert {len(row) for row in stages} == {9} and stages[2][0] == "plain | text"
+    assert {len(row) for row in stages} == {10} and stages[2][0] == "plain | text"
     assert any(row[0] == r"a|b\`c d, accuracy (n=1,009)" for row in comparison)
 
 
