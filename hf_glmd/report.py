@@ -357,6 +357,7 @@ def _tail_chart(facts: FolderFacts) -> LineChart | None:
         x_label="rank of the token, commonest first (logarithmic)",
         y_label="times counted (logarithmic)",
         y_format=lambda value: f"{value:,.0f}",
+        x_to=size,
         logarithmic=True,
         cut=(cut, f"{kept:,} of {size:,} kept") if cut < size else None,
         table_rows=TAIL_ROWS,

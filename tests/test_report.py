@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import training_helpers
+import vocab_helpers
 from record_examples import TASK_LIST, example_record
 from report_helpers import (
     FOLDERS,
@@ -28,6 +30,7 @@ from hf_glmd.cli import main
 from hf_glmd.plots import percent
 from hf_glmd.records import RunRecord, write_json
 from hf_glmd.report import report_data, visible, write_report
+from hf_glmd.training.teacher_cache import TeacherCache
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "line", "polyline", "polygon"}
 
@@ -299,3 +302,32 @@ def test_a_checkpoint_of_a_smaller_vocabulary_needs_no_report(tmp_path):
 @pytest.mark.parametrize(("token", "shown"), [("\n", "\\n"), (" ", "␣"), ("a b", "a b"), ("\u200b", "\\u200b"), ("é", "é")])
 def test_blanks_are_visible(token, shown):
     assert visible(token) == shown
+
+
+def test_what_a_trainer_and_a_cache_really_write(tmp_path):
+    made = training_helpers.trainer(
+        tmp_path / "out", save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, eval_on_start=True
+    )
+    made.train()
+    facts = json.loads(report_data(tmp_path / "out"))
+    [stage] = facts["stages"]
+    logged = [entry for entry in made.state.log_history if "eval_kl" in entry]
+    assert stage["curves"]["kl"] == [[entry["step"], entry["eval_kl"]] for entry in logged] and stage["step"] == 4
+    parameters = sum(tensor.numel() for tensor in made.model.state_dict().values())
+    assert facts["checkpoint"]["parameters"] == made.model.num_parameters() <= parameters
+    assert percent(logged[-1]["eval_agreement"]) in page_of(tmp_path / "out" / "checkpoint-4").text
+    batch = made.data_collator([made.eval_dataset[row] for row in range(5)])
+    cache = TeacherCache.build(made.teacher, [batch], tmp_path / "cache", fingerprint={"data": {"corpus": "ours"}})
+    text = page_of(tmp_path / "cache").text
+    assert f"rows {cache.rows:,} positions {cache.positions:,}" in text and f"{cache.file_bytes:,}" in text
+    assert "data.corpus ours" in text and "finished" in text
+
+
+def test_what_shrinking_really_writes(tmp_path):
+    vocab_helpers.tiny_model("bert").save_pretrained(tmp_path / "model")
+    vocab_helpers.generic_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("\n".join(vocab_helpers.texts(80)), encoding="utf-8")
+    words = ["--corpus", str(tmp_path / "corpus.txt"), "--size", "100", "--output", str(tmp_path / "small")]
+    assert main(["shrink", str(tmp_path / "model"), *words, "--json"]) == 0
+    text = Page((tmp_path / "small" / "report.html").read_text("utf-8")).text
+    assert "100 (47%)" in text and "80 texts verified" in text and "small" in text and "Latin" in text
