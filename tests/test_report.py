@@ -164,7 +164,7 @@ def test_what_was_cut_is_told(folders):
     assert "13% of the tokens cover 91.2% of the text" in text and "The model has 65% of its parameters left" in text
     assert "Latin 6,007 1,013 16.9% 11,000,003 95.5%" in text and "Cyrillic lost 503 0 0% 41 0%" in text
     assert "| Ġthe \\n ␣ <b> 語 " + "a" * 90 in text and "Ġseldom ##ing" in text
-    assert "The text of a removed token is split into smaller kept pieces" in text
+    assert "What was cut is split into smaller kept pieces" in text
     assert "BertForMaskedLM" in text and "2,244" in text and "F16, F32" in text
     points = zip(report.long_tail.ranks, report.long_tail.counts, strict=True)
     assert sum(f" {rank:,} {count:,} " in text for rank, count in points) >= 30, "the long tail's numbers, thinned"
@@ -194,7 +194,7 @@ def test_an_unfinished_run_shows_what_is_done(folders):
 def test_a_folder_inside_of_a_run_gets_the_page_of_the_run(folders):
     run = page_of(folders["run"])
     student = page_of(folders["run"] / "student")
-    assert f"This folder belongs to the run in {folders['run']}" in student.text
+    assert "This folder belongs to the run run ; the page" in student.text and str(folders["run"].parent) not in student.text
     assert (folders["run"] / "student" / "report.html").exists() and student.text.endswith(run.text[-2000:])
     assert "0 3.581 101 2.313" in page_of(folders["run"] / "stages" / "general").text
 
@@ -229,6 +229,13 @@ def test_records_of_unknown_scores_make_a_page(tmp_path):
     record.save(tmp_path / "metrics.json")
     text = page_of(tmp_path).text
     assert "None" not in text and "Size (area)" not in text
+
+
+def test_no_token_is_on_a_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    example_record(command="hf-glmd distill --config a.yaml --hub.token hf_secretsecret").save(tmp_path / "metrics.json")
+    assert "hf_secretsecret" not in write_report(tmp_path).read_text("utf-8") + report_data(tmp_path)
+    assert "--hub.token <token>" in page_of(tmp_path).text
 
 
 def test_json_holds_what_the_page_is_made_from(folders, capsys):
