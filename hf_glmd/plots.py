@@ -136,7 +136,7 @@ class SpeedAndScore:
 
 
 def speed_and_score(record: RunRecord) -> SpeedAndScore | None:
-    """Of the task, the mean of several, or masked words where there is none. None: no speed or score of both is known."""
+    """Of the task, the mean of several, or words where there is none. None: no speed or score of both is known."""
     speeds = [model.tokens_per_second for model in (record.teacher, record.student)]
     sizes = [size for size in speeds[1] if speeds[0].get(size) and speeds[1][size]]
     tasks = scored_tasks(record)
@@ -144,7 +144,7 @@ def speed_and_score(record: RunRecord) -> SpeedAndScore | None:
         scores = [sum(getattr(task, who) for task in tasks) / len(tasks) for who in ("teacher", "student")]
         name = f"mean score of {len(tasks)} tasks" if len(tasks) > 1 else f"{tasks[0].name}, {tasks[0].metric}"
     else:
-        scores, name = [record.words_final.teacher_accuracy, record.words_final.accuracy], "masked-word accuracy"
+        scores, name = [record.words_final.teacher_accuracy, record.words_final.accuracy], f"{record.words_scored}-word accuracy"
     if not sizes or None in scores:
         return None
     size = max(sizes)

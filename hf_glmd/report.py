@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_glmd.cards import OBJECTIVES, PAPER_URL, TEMPLATES, comparison_rows, display_name, duration
+from hf_glmd.cards import OBJECTIVES, comparison_rows, duration
 from hf_glmd.errors import UsageError
+from hf_glmd.model_card import PAPER_URL, REMOVED, TEMPLATES, display_name, without_token
 from hf_glmd.plots import percent, plot_titles, speed_and_score, tail_title
 from hf_glmd.records import RunRecord, TaskScores, retained_share
 from hf_glmd.report_charts import BubbleChart, LineChart, Series, bubble_chart, line_chart, short
@@ -27,12 +28,6 @@ MAX_DOTS = 40
 
 TAIL_ROWS = 40
 """Points of the long tail in its table of numbers."""
-
-REMOVED = {
-    "resegment": "The text of a removed token is split into smaller kept pieces: nothing is lost, it takes more tokens.",
-    "nearest": "The most similar kept token stands for a removed one: different words can look alike.",
-    "unk": "The unknown token stands for a removed one: what it said is lost.",
-}
 
 
 def write_report(directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
@@ -59,7 +54,7 @@ def write_report(directory: str | os.PathLike[str], output: str | os.PathLike[st
 
 def report_data(directory: str | os.PathLike[str]) -> str:
     """What the page is made from, as JSON. Raises: as `write_report`."""
-    return json.dumps(dataclasses.asdict(read_folder(Path(directory))), indent=1, ensure_ascii=False)
+    return without_token(json.dumps(dataclasses.asdict(read_folder(Path(directory))), indent=1, ensure_ascii=False))
 
 
 def render_report(facts: FolderFacts) -> str:
@@ -69,7 +64,7 @@ def render_report(facts: FolderFacts) -> str:
     )
     environment.filters["visible"] = visible
     run = facts.run
-    return environment.get_template("report.html").render(
+    page = environment.get_template("report.html").render(
         facts=facts,
         run=run,
         title=display_name(run.name) if run else facts.name,
@@ -97,6 +92,7 @@ def render_report(facts: FolderFacts) -> str:
         command=run.command.replace(" --", " \\\n  --") if run else "",
         paper_url=PAPER_URL,
     )
+    return without_token(page).replace("<token>", "&lt;token&gt;")
 
 
 def _subtitle(facts: FolderFacts) -> str:
@@ -127,7 +123,7 @@ def _tiles(facts: FolderFacts) -> list[tuple[str, str]]:
             where = f"{len(facts.tasks)} tasks" if len(facts.tasks) > 1 else facts.tasks[0].name
             tiles.append((f"{retained:.0%}", f"of its gain over the commonest answer, on {where}"))
         if run.words_final.agreement is not None:
-            tiles.append((percent(run.words_final.agreement), "of masked words: the same likeliest word"))
+            tiles.append((percent(run.words_final.agreement), f"of {run.words_scored} words: the same likeliest one"))
     elif report:
         if report.model_before and report.model_after:
             share = percent_of(report.model_after.parameters, report.model_before.parameters)
@@ -357,6 +353,7 @@ def _tail_chart(facts: FolderFacts) -> LineChart | None:
         x_label="rank of the token, commonest first (logarithmic)",
         y_label="times counted (logarithmic)",
         y_format=lambda value: f"{value:,.0f}",
+        x_to=size,
         logarithmic=True,
         cut=(cut, f"{kept:,} of {size:,} kept") if cut < size else None,
         table_rows=TAIL_ROWS,

@@ -82,6 +82,7 @@ def line_chart(
     x_format: Format = lambda value: f"{value:,.0f}",
     y_from: float | None = 0.0,
     x_from: float | None = None,
+    x_to: float | None = None,
     logarithmic: bool = False,
     cut: tuple[float, str] | None = None,
     table_rows: int | None = None,
@@ -91,14 +92,14 @@ def line_chart(
     Args:
         tick_format: of the upright axis; None: `short`.
         y_from: where the upright axis begins; None, and with logarithms: at the least value.
-        x_from: where the other one begins; None: at the least value.
+        x_from, x_to: where the other one begins and ends; None: at the least and the largest value.
         logarithmic: both axes; values must then be positive.
         cut: x and text of an upright line.
         table_rows: at most that many points in the table of numbers, evenly chosen; None: all.
     """
     xs = sorted({x for line in series for x, _ in line.points})
     ys = [y for line in series for _, y in line.points]
-    low_x, high_x = min([*xs, *([x_from] if x_from is not None else [])]), xs[-1]
+    low_x, high_x = min(xs[0], xs[0] if x_from is None else x_from), max(xs[-1], xs[-1] if x_to is None else x_to)
     low_y, high_y = (min(ys) if y_from is None or logarithmic else min(y_from, *ys)), max(ys)
     if logarithmic:
         x_scale, y_scale = Scale(low_x, high_x, True), Scale(low_y / 1.5, high_y * 1.5, True)

@@ -119,7 +119,7 @@ class FolderFacts:
 
     Attributes:
         name: of the folder.
-        part_of: the run it belongs to, and that is reported on.
+        part_of: name of the run it belongs to, and that is reported on.
         run: None where no recipe wrote the folder, or not to its end yet.
         recipe: as it was understood; the section `hub` of it holds no token.
         vocabulary, removed: how the vocabulary was cut, and what became of removed tokens.
@@ -155,7 +155,7 @@ def read_folder(directory: Path) -> FolderFacts:
     run = _run_around(directory)
     if run is not None:
         facts = _read_run(run)
-        facts.part_of = None if run == directory else str(run)
+        facts.part_of = None if run == directory else facts.name
         return facts
     facts = FolderFacts(name=directory.resolve().name)
     if (directory / REPORT_FILE).exists():

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import training_helpers
+import vocab_helpers
 from record_examples import TASK_LIST, example_record
 from report_helpers import (
     FOLDERS,
@@ -28,6 +30,7 @@ from hf_glmd.cli import main
 from hf_glmd.plots import percent
 from hf_glmd.records import RunRecord, write_json
 from hf_glmd.report import report_data, visible, write_report
+from hf_glmd.training.teacher_cache import TeacherCache
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "line", "polyline", "polygon"}
 
@@ -161,7 +164,7 @@ def test_what_was_cut_is_told(folders):
     assert "13% of the tokens cover 91.2% of the text" in text and "The model has 65% of its parameters left" in text
     assert "Latin 6,007 1,013 16.9% 11,000,003 95.5%" in text and "Cyrillic lost 503 0 0% 41 0%" in text
     assert "| Ġthe \\n ␣ <b> 語 " + "a" * 90 in text and "Ġseldom ##ing" in text
-    assert "The text of a removed token is split into smaller kept pieces" in text
+    assert "What was cut is split into smaller kept pieces" in text
     assert "BertForMaskedLM" in text and "2,244" in text and "F16, F32" in text
     points = zip(report.long_tail.ranks, report.long_tail.counts, strict=True)
     assert sum(f" {rank:,} {count:,} " in text for rank, count in points) >= 30, "the long tail's numbers, thinned"
@@ -191,7 +194,7 @@ def test_an_unfinished_run_shows_what_is_done(folders):
 def test_a_folder_inside_of_a_run_gets_the_page_of_the_run(folders):
     run = page_of(folders["run"])
     student = page_of(folders["run"] / "student")
-    assert f"This folder belongs to the run in {folders['run']}" in student.text
+    assert "This folder belongs to the run run ; the page" in student.text and str(folders["run"].parent) not in student.text
     assert (folders["run"] / "student" / "report.html").exists() and student.text.endswith(run.text[-2000:])
     assert "0 3.581 101 2.313" in page_of(folders["run"] / "stages" / "general").text
 
@@ -226,6 +229,13 @@ def test_records_of_unknown_scores_make_a_page(tmp_path):
     record.save(tmp_path / "metrics.json")
     text = page_of(tmp_path).text
     assert "None" not in text and "Size (area)" not in text
+
+
+def test_no_token_is_on_a_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    example_record(command="hf-glmd distill --config a.yaml --hub.token hf_secretsecret").save(tmp_path / "metrics.json")
+    assert "hf_secretsecret" not in write_report(tmp_path).read_text("utf-8") + report_data(tmp_path)
+    assert "--hub.token <token>" in page_of(tmp_path).text
 
 
 def test_json_holds_what_the_page_is_made_from(folders, capsys):
@@ -299,3 +309,32 @@ def test_a_checkpoint_of_a_smaller_vocabulary_needs_no_report(tmp_path):
 @pytest.mark.parametrize(("token", "shown"), [("\n", "\\n"), (" ", "␣"), ("a b", "a b"), ("\u200b", "\\u200b"), ("é", "é")])
 def test_blanks_are_visible(token, shown):
     assert visible(token) == shown
+
+
+def test_what_a_trainer_and_a_cache_really_write(tmp_path):
+    made = training_helpers.trainer(
+        tmp_path / "out", save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, eval_on_start=True
+    )
+    made.train()
+    facts = json.loads(report_data(tmp_path / "out"))
+    [stage] = facts["stages"]
+    logged = [entry for entry in made.state.log_history if "eval_kl" in entry]
+    assert stage["curves"]["kl"] == [[entry["step"], entry["eval_kl"]] for entry in logged] and stage["step"] == 4
+    parameters = sum(tensor.numel() for tensor in made.model.state_dict().values())
+    assert facts["checkpoint"]["parameters"] == made.model.num_parameters() <= parameters
+    assert percent(logged[-1]["eval_agreement"]) in page_of(tmp_path / "out" / "checkpoint-4").text
+    batch = made.data_collator([made.eval_dataset[row] for row in range(5)])
+    cache = TeacherCache.build(made.teacher, [batch], tmp_path / "cache", fingerprint={"data": {"corpus": "ours"}})
+    text = page_of(tmp_path / "cache").text
+    assert f"rows {cache.rows:,} positions {cache.positions:,}" in text and f"{cache.file_bytes:,}" in text
+    assert "data.corpus ours" in text and "finished" in text
+
+
+def test_what_shrinking_really_writes(tmp_path):
+    vocab_helpers.tiny_model("bert").save_pretrained(tmp_path / "model")
+    vocab_helpers.generic_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("\n".join(vocab_helpers.texts(80)), encoding="utf-8")
+    words = ["--corpus", str(tmp_path / "corpus.txt"), "--size", "100", "--output", str(tmp_path / "small")]
+    assert main(["shrink", str(tmp_path / "model"), *words, "--json"]) == 0
+    text = Page((tmp_path / "small" / "report.html").read_text("utf-8")).text
+    assert "100 (47%)" in text and "80 texts verified" in text and "small" in text and "Latin" in text
