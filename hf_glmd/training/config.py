@@ -83,6 +83,13 @@ class GLMDConfig(TrainingArguments):
     loss_chunk_mib: float = field(
         default=DEFAULT_CHUNK_MIB, metadata={"help": "Memory in MiB for the slices of logits that the fused loss holds at once."}
     )
+    merge_adapters: bool = field(
+        default=False,
+        metadata={
+            "help": "For a student with adapters (PEFT): save_model writes a plain model with the adapters in its weights. "
+            "Checkpoints hold the adapters in any case."
+        },
+    )
     text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
 
     def __post_init__(self) -> None:
