@@ -140,6 +140,10 @@ class TaskSection:
         "Stop the teacher's fine-tuning after so many evaluations without a better one. Unset: the best one counts, at the end.",
         None,
     )
+    teacher_lora: dict[str, Any] | None = _help(
+        "Fine-tune the teacher as an adapter on the general one: fields of peft.LoraConfig, e.g. {r: 8}.",
+        None,
+    )
     teacher: dict[str, Any] = _help(
         "What differs from the section task_teacher for this task, e.g. {num_train_epochs: 20}.", factory=dict
     )
@@ -249,6 +253,8 @@ class Recipe:
                 if section.stage(stage) and getattr(self, stage) is None:
                     raise UsageError(f"{where} says what differs from a section '{stage}', and there is none. Add it.")
                 _check_stage(section.stage(stage), stage, where)
+            if section.teacher_lora is not None:
+                _check_lora(section.teacher_lora, "task" if self.tasks is None else f"tasks[{number}]")
 
     @cached_property
     def task_sections(self) -> list[TaskSection]:
@@ -290,6 +296,20 @@ def _check_stage(options: dict[str, Any], stage: str, where: str) -> None:
             why = RESERVED.get(name, f"is not a field of {arguments.__name__}. {nearest(name, set(hints) - set(RESERVED))}")
             raise UsageError(f"{where}.{name} {why}")
         options[name] = _converted(value, hints[name], f"{where}.{name}")
+
+
+def _check_lora(options: dict[str, Any], where: str) -> None:
+    """Raises: UsageError, these are no values of an adapter."""
+    from peft import LoraConfig
+
+    known = {part.name for part in dataclasses.fields(LoraConfig)}
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{where}.teacher_lora.{name} is not a field of peft.LoraConfig. {nearest(name, known)}")
+    try:
+        LoraConfig(**options)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{where}.teacher_lora: {' '.join(str(error).split())}") from error
 
 
 RESERVED = {

@@ -25,6 +25,7 @@ from transformers import (
 from hf_glmd.corpora.blocks import pack_blocks
 from hf_glmd.errors import UsageError
 from hf_glmd.inputs import Inputs
+from hf_glmd.models.adapters import with_new_adapter
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.recipe import STAGES, TASK_STAGES
 from hf_glmd.records import StageRecord, write_json
@@ -158,8 +159,11 @@ class Stages:
         held_out = first_rows(held_out, section.curve_rows if previous is not None else section.rows, self.recipe.seed)
         if given is not None and previous is None:
             patience = given.section.patience
+            model = self.given.load_teacher()
+            if given.section.teacher_lora is not None:
+                model = with_new_adapter(model, given.section.teacher_lora)
             return GoldAnswerTrainer(
-                model=self.given.load_teacher(),
+                model=model,
                 args=args,
                 train_dataset=train,
                 eval_dataset=held_out,

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from hf_glmd.errors import UsageError
+from hf_glmd.models.adapters import base_of, is_adapter, with_adapter
 
 AUTO_CLASSES = (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
 
@@ -43,8 +44,13 @@ def word_model_class(config) -> type:
 def load_word_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """Loads a model with its word-prediction head, in the dtype of the checkpoint unless `dtype` is given.
 
+    Of a folder of adapters (PEFT), the model they belong to, with them.
+
     Raises: UsageError, there is no such model, or it predicts no words.
     """
+    if is_adapter(name_or_path):
+        base, revision = base_of(name_or_path)
+        return with_adapter(load_word_model(base, **kwargs | {"revision": revision}), name_or_path)
     config = load_config(name_or_path, kwargs.get("revision"))
     return word_model_class(config).from_pretrained(str(name_or_path), **kwargs)
 
@@ -68,7 +74,9 @@ def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreT
 
 
 def load_config(name_or_path: str | PathLike[str], revision: str | None = None):
-    """The configuration of a Hub model or a folder. Raises: UsageError, there is none."""
+    """The configuration of a Hub model or a folder, which may hold adapters alone. Raises: UsageError, there is none."""
+    if is_adapter(name_or_path):
+        name_or_path, revision = base_of(name_or_path)
     try:
         return AutoConfig.from_pretrained(str(name_or_path), revision=revision)
     except (OSError, ValueError) as error:

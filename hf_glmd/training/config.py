@@ -88,6 +88,13 @@ class GLMDConfig(TrainingArguments):
         default=False,
         metadata={"help": "With push_to_hub: replace what the repository holds, even if it is no model of hf_glmd."},
     )
+    merge_adapters: bool = field(
+        default=False,
+        metadata={
+            "help": "For a student with adapters (PEFT): save_model writes a plain model with the adapters in its weights. "
+            "Checkpoints hold the adapters in any case."
+        },
+    )
     text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
 
     def __post_init__(self) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_glmd.corpora.blocks import ORIGINAL_IDS
 from hf_glmd.errors import UsageError
@@ -23,6 +25,7 @@ from hf_glmd.losses.functional import (
 )
 from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.losses.topk import topk_word_prediction_loss, topk_word_prediction_scores
+from hf_glmd.models.adapters import merged_copy
 from hf_glmd.models.class_heads import ClassHead, head_of, is_classifier, problem_of
 from hf_glmd.models.heads import HeadInputs, is_masked_lm
 from hf_glmd.tasks.candidates import QUESTION_COLUMNS, CandidateCollator, candidate_scores
@@ -142,12 +145,26 @@ class GLMDTrainer(PublishingTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.merge_adapters:
+            self._check_merging()
         self.teacher.prepare(self.accelerator)
         self._say_why_not_fused()
         if isinstance(self.teacher, TeacherCache):
             self._check_cached(self.teacher)
         self.add_callback(_EpochOfMasks(self.data_collator, getattr(self.teacher, "epochs", None)))
         model.add_model_tags(self._tag_names)
+
+    def _check_merging(self) -> None:
+        if not hasattr(self.model, "merge_and_unload"):
+            raise UsageError(
+                f"merge_adapters=True, and the student {type(self.model).__name__} has no adapters. Wrap it with "
+                "peft.get_peft_model, or leave it out."
+            )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise UsageError(
+                "merge_adapters=True, and the student's weights are sharded. Leave it out, load the adapters that are saved with "
+                "hf_glmd.models.loading.load_word_model, which merges them, and save that model."
+            )
 
     def _check_classes(self, model: PreTrainedModel, args: GLMDConfig) -> None:
         name = type(model).__name__
@@ -347,9 +364,23 @@ class GLMDTrainer(PublishingTrainer):
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with self._saved_as_wanted(output_dir):
+            super()._save(output_dir, state_dict)
         if self.args.should_save and self.vocab_map is not None:
             self.vocab_map.save(output_dir or self.args.output_dir)
+
+    @contextmanager
+    def _saved_as_wanted(self, output_dir: str | None) -> Iterator[None]:
+        """Inside this context `model` is what is to be written: with merged adapters, unless it is for a checkpoint."""
+        checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
+        if checkpoint or not self.args.merge_adapters:
+            yield
+            return
+        trained, self.model = self.model, merged_copy(self.model)
+        try:
+            yield
+        finally:
+            self.model = trained
 
 
 class _EpochOfMasks(TrainerCallback):
