@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glmd.errors import UsageError
-from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, retained_share
+from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, gained, retained_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,8 +110,8 @@ def plot_titles(record: RunRecord) -> dict[str, str]:
             f"KL to the teacher {change} from {first.kl[0]:.2f} to {first.kl[-1]:.2f} nats in {first.steps_evaluated[-1]:,} steps"
         )
     if tasks := scored_tasks(record):
-        retained, count = retained_share(tasks), len(tasks)
-        where = f"on {count} tasks" if count > 1 else f"on {tasks[0].name}"
+        retained, count, won = retained_share(tasks), len(tasks), len(gained(tasks))
+        where = f"on {f'{won} of ' if 0 < won < count else ''}{count} tasks" if count > 1 else f"on {tasks[0].name}"
         titles["tasks"] = (
             f"The teacher gains nothing over the commonest answer {where}"
             if retained is None

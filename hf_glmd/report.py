@@ -17,7 +17,7 @@ from hf_glmd.cards import OBJECTIVES, comparison_rows, duration
 from hf_glmd.errors import UsageError
 from hf_glmd.model_card import PAPER_URL, REMOVED, TEMPLATES, display_name, without_token
 from hf_glmd.plots import percent, plot_titles, speed_and_score, tail_title
-from hf_glmd.records import RunRecord, TaskScores, retained_share
+from hf_glmd.records import RunRecord, TaskScores, gained, retained_share
 from hf_glmd.report_charts import BubbleChart, LineChart, Series, bubble_chart, line_chart, short
 from hf_glmd.report_folder import CacheFacts, CheckpointFacts, FolderFacts, StageFacts, read_folder
 from hf_glmd.report_options import REPORT_PAGE
@@ -120,7 +120,8 @@ def _tiles(facts: FolderFacts) -> list[tuple[str, str]]:
             tiles.append((f"{ratio:.1f}×", f"its speed, at batch size {max(sizes)}"))
         retained = retained_share(facts.tasks) if facts.tasks else None
         if retained is not None:
-            where = f"{len(facts.tasks)} tasks" if len(facts.tasks) > 1 else facts.tasks[0].name
+            won, count = len(gained(facts.tasks)), len(facts.tasks)
+            where = f"{f'{won} of ' if won < count else ''}{count} tasks" if count > 1 else facts.tasks[0].name
             tiles.append((f"{retained:.0%}", f"of its gain over the commonest answer, on {where}"))
         if run.words_final.agreement is not None:
             tiles.append((percent(run.words_final.agreement), f"of {run.words_scored} words: the same likeliest one"))

@@ -5,6 +5,7 @@ import json
 import datasets
 import pytest
 import recipe_helpers
+import torch
 import vocab_helpers
 import yaml
 from accelerate import PartialState
@@ -81,6 +82,29 @@ def test_the_student_reads_unlabelled_examples_too(tmp_path):
     assert len(given.data["train"]) == 27 and len(given.data["student"]) == 30
     assert given.data["student"].column_names == ["premise", "hypothesis"]
     assert given.data["student"]["premise"][27:] == ["walk"] * 3
+
+
+def test_words_of_a_csv_table_are_replaced_too(tmp_path):
+    """Its columns of text are of another type than those of jsonl files; candidates stay as they are."""
+    rows = [f"walk talk read jump,one {number},two,{number % 2}" for number in range(40)]
+    (tmp_path / "table.csv").write_text("\n".join(["text,one,two,label", *rows]))
+    table = {
+        "name": "own",
+        "data": str(tmp_path / "table.csv"),
+        "pattern": "{text} so {one} {mask}",
+        "candidates": ["one", "two"],
+    }
+    given = task_inputs(tmp_path, **table, test_split="test", replaced_copies=1, replaced_share=0.9)
+
+    def logits_at(inputs, positions):
+        return torch.arange(211.0).expand(int(positions.sum()), -1)
+
+    copies = given.copies_with_replaced_words(logits_at, given.teacher.teacher_tokenizer, torch.device("cpu"))
+    assert 20 < len(copies) and not set(copies["text"]) & {"walk talk read jump"}
+    assert all(text.startswith("one ") for text in copies["one"]) and set(copies["two"]) == {"two"}
+    before = len(given.data["student"])
+    given.add_examples(copies)
+    assert len(given.questions("student", given.teacher.teacher_tokenizer, labelled=False)) == before + len(copies)
 
 
 def test_the_best_checkpoint_is_not_chosen_by_what_is_scored(tmp_path):
