@@ -254,12 +254,21 @@ def run_with(tmp_path, capsys, *options, **changes):
         ([{"name": "cb", "split_verbalizers": "refuse"}], "is not a single token"),
         ([{"name": "cb", "verbalizers": {"entailment": "walk", "neutral": "talk"}}], "have the answers ['contradiction']"),
         ([{"name": "cb", "max_length": 12}], "leaves no room"),
+        ([{"name": "cb", "candidates": ["one", "premise"]}], "reads the columns ['one'], the data have ['premise', 'hypothesis'"),
         ([{"name": "cb", "too_long": "cut"}], "too_long='cut' is unknown"),
         ([{"name": "cb", "replaced_copies": 1, "replaced_share": 1.5}], "replaced_share=1.5 of task cb makes no sense"),
     ],
 )
 def test_bad_tasks_are_refused_before_anything_is_done(tmp_path, capsys, tasks, message):
     assert message in run_with(tmp_path, capsys, tasks=tasks)
+
+
+def test_an_example_without_candidates_is_found_before_anything_is_done(tmp_path, capsys):
+    rows = [{"text": "walk", "options": ["talk", "jump"][: 2 if number != 7 else 0], "gold": "talk"} for number in range(90)]
+    (tmp_path / "options.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "own", "data": str(tmp_path / "options.jsonl"), "pattern": "{text} so {mask}", "candidates": "options"}
+    message = run_with(tmp_path, capsys, tasks=[{**task, "label_column": "gold", "test_split": "test"}])
+    assert "has no candidates in column 'options'. Give it some, or drop it." in message
 
 
 def test_a_too_long_example_is_found_before_anything_is_done(tmp_path, capsys):
