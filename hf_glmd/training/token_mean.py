@@ -79,10 +79,24 @@ class TokenMeanTrainer(Trainer):
         """Counted positions of the whole global batch: of all accumulation steps and all processes."""
         if not batch_samples:
             return None
+        self._leave_out_repeats(batch_samples[-1])
         count = torch.stack([counted(batch).sum() for batch in batch_samples]).sum().to(device)
         count = self.accelerator.gather(count).sum()
         self._tokens_since_log = self._tokens_since_log + count  # stays on the device: nothing waits for it
         return count.clamp(min=1)  # an empty window must not divide by 0; its sum is 0 too
+
+    def _leave_out_repeats(self, batch: dict[str, Any]) -> None:
+        """Rows with which accelerate fills up the last batch of an epoch, for all processes to have as many, do not count."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return
+        rows = len(counted(batch))
+        kept = state.remainder - rows * self.accelerator.process_index
+        if kept < rows:
+            device = counted(batch).device
+            batch["repeated"] = torch.arange(rows, device=device) >= kept
+            if "candidate_mask" not in batch:
+                batch["prediction_mask"] = batch["prediction_mask"] & ~batch["repeated"][:, None]
 
     def compute_loss(
         self,
@@ -167,9 +181,15 @@ def counted(inputs: Mapping[str, Any]) -> Tensor:
 
     A question with candidates of several tokens has several predictions, and yet it is one example.
     """
-    if "candidate_mask" in inputs:
-        return inputs["candidate_mask"].any(1, keepdim=True)
-    return inputs["prediction_mask"]
+    if "candidate_mask" not in inputs:
+        return inputs["prediction_mask"]
+    examples = inputs["candidate_mask"].any(1, keepdim=True)
+    return examples & ~inputs["repeated"][:, None] if "repeated" in inputs else examples
+
+
+def summed_over_examples(losses: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """The sum of [B] losses of questions or texts, over those that count."""
+    return losses.where(counted(inputs)[:, 0], 0.0).sum()
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -39,7 +39,7 @@ from hf_glmd.training.rows import readable, row_length, token_rows
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import Teacher, TeacherEnsemble, as_teacher
-from hf_glmd.training.token_mean import model_inputs
+from hf_glmd.training.token_mean import model_inputs, summed_over_examples
 from hf_glmd.vocab.counting import tokenizer_fingerprint
 from hf_glmd.vocab.vocab_map import IGNORED, VocabMap
 
@@ -234,7 +234,7 @@ class GLMDTrainer(PublishingTrainer):
                 loss = self.head.loss_of_logits(
                     model,
                     model_inputs(inputs),
-                    lambda logits: self._dense_loss(self._of_candidates(logits, inputs), teacher, reduction="sum"),
+                    lambda logits: self._summed_dense_loss(self._of_candidates(logits, inputs), teacher, inputs),
                     inputs["prediction_mask"],
                 )
         self._refuse_non_finite_teacher(loss.detach(), inputs)
@@ -320,10 +320,14 @@ class GLMDTrainer(PublishingTrainer):
         asked = self.args.objective == "soft_label" and self.problem is None
         return candidate_scores(logits, inputs) if asked else logits
 
+    def _summed_dense_loss(self, student: Tensor, teacher: Tensor, inputs: dict[str, Any]) -> Tensor:
+        if self.args.objective == "soft_label":
+            return summed_over_examples(self._dense_loss(student, teacher, reduction="none"), inputs)
+        return self._dense_loss(student, teacher, reduction="sum")
+
     def _dense_loss(self, student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
         if self.problem is not None:
-            loss = class_loss(student, teacher, self.problem, self.args.temperature)
-            return loss.sum() if reduction == "sum" else loss
+            return class_loss(student, teacher, self.problem, self.args.temperature)
         loss = word_prediction_loss_from_logits if self.args.objective == "word_prediction" else soft_label_loss
         return loss(student, teacher, temperature=self.args.temperature, reduction=reduction)
 
