@@ -105,6 +105,7 @@ def training_card(trainer: PublishingTrainer, load_from: str, **said: Any) -> st
         tags=tags,
         datasets=_many(said.get("dataset_tags")),
         eval_results=_eval_results(trainer),
+        library="peft" if (Path(load_from) / "adapter_config.json").is_file() else "transformers",
         load_from=load_from,
         removed=vocab_map.removed if vocab_map is not None else "resegment",
         table_title="Beside its teacher",
