@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import vocab_helpers
 from hub_server import Fault
+from huggingface_hub import ModelCard
 from publishing_helpers import TOKEN, environment, point_client_at, serving, shrunk_folder
 
+from hf_glmd import ShrunkVocab, VocabShrinker
 from hf_glmd.cli import main
 from hf_glmd.errors import UsageError
 from hf_glmd.publishing.options import PushOptions
 from hf_glmd.publishing.push import push_folder
+from hf_glmd.shrunk_vocab import PLOT_FILE
 
 REPO = "someone/smaller"
 
@@ -131,8 +135,9 @@ def test_what_goes_wrong_is_said_in_one_line(hub, folder, monkeypatch, capsys, t
         monkeypatch.setenv("HF_TOKEN", token)
     hub.faults = [fault] if fault else []
     assert main(["push", str(folder), repo]) == 2
-    line = capsys.readouterr().err
-    assert said in line and line.count("\n") == 1
+    shown = capsys.readouterr().err
+    line = shown[shown.rindex("hf-glmd: ") :]  # bars of the client come before
+    assert said in line and line.count("\n") == 1 and shown.count("hf-glmd: ") == 1
     assert token is None or token not in line
     if "cannot name" not in said:
         assert line.endswith(f"The folder is complete; push it later: hf-glmd push {folder} {repo}\n")
@@ -249,3 +254,35 @@ print(tuple(logits[0].shape))
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip().endswith(", 150)")
+
+
+@pytest.fixture(scope="module")
+def vocab():
+    return VocabShrinker(vocab_helpers.generic_tokenizer()).count(vocab_helpers.texts(80)).shrink(size=110)
+
+
+def test_a_vocabulary_alone_is_pushed_and_read_again(hub, vocab, tmp_path):
+    pushed = vocab.push_to_hub("smaller", private=True)
+    assert (pushed.repo, pushed.commit) == (REPO, hub.repositories[REPO].branches["main"][-1].sha)
+    assert hub.repositories[REPO].private and "model.safetensors" not in hub.files(REPO)
+    for name, data in hub.files(REPO).items():
+        (tmp_path / name).write_bytes(data)
+    read = ShrunkVocab.from_pretrained(tmp_path)
+    assert read.tokenizer("walking").input_ids == vocab.tokenizer("walking").input_ids
+    card = ModelCard.load(tmp_path / "README.md")
+    assert f'name = "{REPO}"' in card.text and "A tokenizer with 110 of the 211 tokens" in card.text
+    assert "pipeline_tag" not in card.data.to_dict() and f"({PLOT_FILE})" in card.text and PLOT_FILE in hub.files(REPO)
+
+
+def test_a_vocabulary_goes_with_its_model_in_one_commit(hub, vocab):
+    vocab.push_to_hub(REPO, model=vocab.resize(vocab_helpers.tiny_model("bert")), commit_message="Smaller")
+    assert {"model.safetensors", "config.json", "tokenizer.json", "vocab_map.safetensors"} <= hub.files(REPO).keys()
+    assert [commit.message for commit in hub.repositories[REPO].branches["main"][1:]] == ["Smaller"]
+    assert ModelCard(hub.files(REPO)["README.md"].decode()).data.pipeline_tag == "fill-mask"
+
+
+def test_a_vocabulary_that_cannot_be_pushed_says_how_to_do_it_later(hub, vocab):
+    hub.faults = [Fault("503", "commit", times=99)]
+    with pytest.raises(UsageError, match=r"vocab.save_pretrained\(FOLDER\), then hf-glmd push FOLDER someone/smaller$"):
+        vocab.push_to_hub(REPO)
+    assert hub.files(REPO) == {}

@@ -186,6 +186,8 @@ def _stage_in_words(trainer: PublishingTrainer) -> str:
         f"Objective: {OBJECTIVES[args.objective]} at temperature {args.temperature:g}{positions}. {state.global_step:,} of "
         f"{state.max_steps:,} steps of {batch:,} rows, learning rate {args.learning_rate:g}, seed {args.seed}"
     )
+    if state.num_input_tokens_seen:
+        text += f", {int(state.num_input_tokens_seen):,} tokens read"
     if trainer.began is not None:
         text += f", {(time.monotonic() - trainer.began) / 60:.1f} minutes"
     return f"{text}."
