@@ -24,7 +24,6 @@ from hf_glmd.model_card import (
 )
 from hf_glmd.plots import percent, plot_titles
 from hf_glmd.records import ModelFacts, RunRecord, StageRecord, TaskScores, retained_share
-from hf_glmd.tasks.superglue import SUPERGLUE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -81,6 +80,8 @@ def task_table(tasks: Sequence[TaskScores]) -> str:
     "retained" is the student's share of the teacher's gain over the commonest answer, "-" where the teacher gains nothing; of the
     mean it is about the other tasks.
     """
+    from hf_glmd.tasks.superglue import SUPERGLUE  # loads transformers, which a card without tasks need not wait for
+
     lines = [
         (task.name, task.metric, f"{task.count:,}", *_score_cells([task]), duration(task.seconds) if task.seconds else "-")
         for task in tasks

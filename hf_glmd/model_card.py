@@ -116,7 +116,7 @@ class Card:
         command: how it was made.
         cut: paragraphs.
         limits: list items.
-        extra: more metadata, as it is.
+        library: what loads it, as the Hub spells it.
     """
 
     name: str
@@ -140,10 +140,10 @@ class Card:
     command: str = ""
     cut: Sequence[str] = ()
     limits: Sequence[str] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    library: str = "transformers"
 
     def render(self) -> str:
-        """The card, metadata included. The access token, should a part hold it, is left out.
+        """The card, metadata included. The access token and where the home folder is, should a part hold them, are left out.
 
         Raises: UsageError, a value is not one of those named.
         """
@@ -155,7 +155,7 @@ class Card:
         base_model = self.base_model if self.base_model is not None and is_hub_name(self.base_model) else None
         metadata = ModelCardData(
             model_name=self.name,
-            library_name="transformers",
+            library_name=self.library,
             pipeline_tag=self.pipeline_tag,
             tags=list(dict.fromkeys(self.tags)),
             license=self.source.license,
@@ -167,7 +167,6 @@ class Card:
             base_model_relation=self.base_model_relation if base_model else None,
             metrics=list(dict.fromkeys(one.metric_type for one in self.eval_results)) or None,
             eval_results=list(self.eval_results) or None,
-            **self.extra,
         )
         card = ModelCard.from_template(
             metadata,
@@ -181,7 +180,7 @@ class Card:
             limits=[*self.limits, self._licence()],
             paper_url=PAPER_URL,
         )
-        return without_token(tidy(str(card)))
+        return without_token(tidy(str(card)).replace(str(Path.home()), "~"))
 
     def _licence(self) -> str:
         given = self.source

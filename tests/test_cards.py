@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import vocab_helpers
 from huggingface_hub import ModelCard
+from publishing_helpers import point_client_at, serving
 from record_examples import ODD_TOKENS, TASK_LIST, example_record
 
+from hf_glmd import VocabShrinker
 from hf_glmd.cards import (
     comparison_rows,
     render_card,
@@ -375,3 +378,51 @@ def test_all_tasks_of_superglue_have_a_mean_of_their_own():
     assert "SuperGLUE (mean of 8)" in benchmark and "35.0%" in benchmark
     assert "| mean " in mean and "41.1%" in mean
     assert "SuperGLUE" not in task_table(tasks[:7])
+
+
+EXAMPLE_MODELS = {
+    "fill-mask": "bert",
+    "text-generation": "llama",
+    "text2text-generation": "bart",
+    "text-classification": "bert-classifier",
+    "feature-extraction": "BertModel",
+    None: None,
+}
+
+
+@pytest.mark.parametrize("removed", ["resegment", "nearest"])
+@pytest.mark.parametrize("tag", EXAMPLE_MODELS, ids=str)
+def test_the_usage_code_of_every_kind_runs(tmp_path, capsys, tag, removed):
+    """On a model whose vocabulary was cut; without a model there is a tokenizer only."""
+    name = EXAMPLE_MODELS[tag]
+    model = None
+    if name == "BertModel":
+        size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+        model = vocab_helpers.tiny_class(name, size, vocab_helpers.V)
+    elif name is not None:
+        model = vocab_helpers.tiny_model(name)
+    embeddings = {"embeddings": vocab_helpers.tiny_model("bert").get_input_embeddings().weight} if removed == "nearest" else {}
+    shrinker = VocabShrinker(vocab_helpers.generic_tokenizer()).count(vocab_helpers.texts(80))
+    vocab = shrinker.shrink(size=150, removed=removed, **embeddings)
+    folder = tmp_path / "small"
+    if model is not None:
+        vocab.resize(model).save_pretrained(folder)
+    vocab.save_pretrained(folder)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == tag
+    [code] = code_blocks(card.text)
+    exec(compile(code, "card", "exec"), {})
+    assert capsys.readouterr().out.strip() and ("hf_glmd" in code) == (removed == "nearest")
+
+
+@pytest.mark.parametrize("changes", [{}, {"task": None}, {"task": None, "tasks": TASK_LIST}, {"kind": "causal language model"}])
+def test_the_hub_finds_nothing_wrong_with_the_metadata(changes, monkeypatch):
+    """By the rules that are documented; a list where a text must be is found."""
+    source = SourceCard("other", "gemma", "https://ai.google.dev/gemma/terms", ["en", "de"], ["someone/texts"])
+    tag = {"pipeline_tag": "text-generation"} if "kind" in changes else {}
+    text = render_card(example_record(**changes), base_model="someone/example-teacher", source=source, **tag)
+    with serving() as hub:
+        point_client_at(hub, monkeypatch)
+        ModelCard(text).validate()
+        with pytest.raises(ValueError, match="base_model_relation"):
+            ModelCard(text.replace("base_model_relation: finetune", "base_model_relation: distilled")).validate()

@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import vocab_helpers
 from hub_server import Fault
+from huggingface_hub import ModelCard
 from publishing_helpers import TOKEN, environment, point_client_at, serving, shrunk_folder
 
+from hf_glmd import ShrunkVocab, VocabShrinker
 from hf_glmd.cli import main
 from hf_glmd.errors import UsageError
 from hf_glmd.publishing.options import PushOptions
 from hf_glmd.publishing.push import push_folder
+from hf_glmd.shrunk_vocab import PLOT_FILE
 
 REPO = "someone/smaller"
 
@@ -131,8 +135,9 @@ def test_what_goes_wrong_is_said_in_one_line(hub, folder, monkeypatch, capsys, t
         monkeypatch.setenv("HF_TOKEN", token)
     hub.faults = [fault] if fault else []
     assert main(["push", str(folder), repo]) == 2
-    line = capsys.readouterr().err
-    assert said in line and line.count("\n") == 1
+    shown = capsys.readouterr().err
+    line = shown[shown.rindex("hf-glmd: ") :]  # bars of the client come before
+    assert said in line and line.count("\n") == 1 and shown.count("hf-glmd: ") == 1
     assert token is None or token not in line
     if "cannot name" not in said:
         assert line.endswith(f"The folder is complete; push it later: hf-glmd push {folder} {repo}\n")
@@ -186,43 +191,49 @@ ROUTES = ("whoami", "info", "auth", "create", "preupload", "batch", "upload", "c
 KINDS = ("503", "502", "429", "reset", "lost", "403", "corrupt")
 
 
-def fault_table(hub, folder) -> dict[tuple[str, str], str]:
-    """(fault, route) -> outcome, of pushes onto an earlier version; a fault strikes once, or ("always") each time."""
-    table = {}
-    for kind in KINDS:
-        for route in ROUTES:
-            for times in (1, 99):
-                if kind == "corrupt" and route not in ("upload",):
-                    continue
-                hub.faults, hub.objects = [], {}
-                if route == "create":
-                    hub.repositories = {}
-                else:
-                    hub.add_repository(REPO, {"vocab_map.safetensors": b"old", "model.safetensors": b"old"})
-                before = {} if route == "create" else hub.files(REPO)
-                hub.faults = [Fault(kind, route, times=times)]
-                try:
-                    push_folder(PushOptions(str(folder), REPO))
-                    outcome = "complete"
-                    assert hub.files(REPO) == on_disk(folder)
-                    assert len(hub.repositories[REPO].branches["main"]) == 2  # one commit, though it may have been sent twice
-                except UsageError as error:
-                    assert "\n" not in str(error) and "push it later" in str(error) and TOKEN not in str(error)
-                    after = hub.files(REPO) if REPO in hub.repositories else {}
-                    outcome = "unchanged" if after == before else "complete, but said to have failed"
-                assert hub.faults[0].done, f"{kind} at {route} never struck"
-                table[f"{kind}{'' if times == 1 else ', always'}", route] = outcome
-    return table
+def outcome_of_push(hub, folder, fault: Fault, new: bool = False) -> str:
+    """Of a push onto an earlier version of the model, or to a repository that is not there yet."""
+    hub.faults, hub.objects, hub.repositories = [], {}, {}
+    if not new:
+        hub.add_repository(REPO, {"vocab_map.safetensors": b"old", "model.safetensors": b"old"})
+    before = {} if new else hub.files(REPO)
+    hub.faults = [fault]
+    try:
+        push_folder(PushOptions(str(folder), REPO))
+        assert hub.files(REPO) == on_disk(folder)
+        assert len(hub.repositories[REPO].branches["main"]) == 2  # one commit, though it may have been sent twice
+        return "complete"
+    except UsageError as error:
+        assert "\n" not in str(error) and "push it later" in str(error) and TOKEN not in str(error)
+        after = hub.files(REPO) if REPO in hub.repositories else {}
+        return "unchanged" if after == before else "complete, unheard" if after == on_disk(folder) else "half done"
 
 
-def test_every_push_ends_complete_or_unchanged(hub, folder, record_property):
-    table = fault_table(hub, folder)
-    record_property("faults", {f"{kind} at {route}": outcome for (kind, route), outcome in table.items()})
-    passing = [outcome for (kind, _), outcome in table.items() if kind in ("503", "502", "429", "reset", "lost")]
-    assert set(passing) == {"complete"}, table  # what strikes once is got over
-    # A commit whose answer never arrives is there all the same: the next push finds it.
-    rest = {key for key, outcome in table.items() if outcome not in ("complete", "unchanged")}
-    assert rest <= {("lost, always", "commit")}, table
+@pytest.mark.parametrize("times", [1, 99], ids=["once", "always"])
+@pytest.mark.parametrize("kind", ["503", "502", "429", "reset", "lost", "403", "corrupt"])
+def test_every_push_ends_complete_or_unchanged(hub, folder, kind, times, record_property):
+    """Whatever request a fault strikes. What passes is got over, and what stays leaves the repository as it was."""
+    outcomes = {}
+    for route in ("upload",) if kind == "corrupt" else ROUTES:
+        fault = Fault(kind, route, times=times)
+        outcomes[route] = outcome_of_push(hub, folder, fault, new=route == "create")
+        assert fault.done, f"no request was a {route}"
+    record_property("outcomes", outcomes)
+    passes = times == 1 and kind not in ("403", "corrupt")
+    # A commit whose answer is lost, each time, is found to be there at the next try.
+    for route, outcome in outcomes.items():
+        assert outcome == ("complete" if passes or (kind, route) == ("lost", "commit") else "unchanged"), outcomes
+
+
+@pytest.mark.parametrize("kind", ["503", "reset", "lost"])
+def test_from_any_request_on_the_network_may_be_gone(hub, folder, kind):
+    """The first so many requests are answered, and no other: there is no commit, or a whole one that nobody heard of."""
+    outcome_of_push(hub, folder, Fault("200", first=10**6))
+    requests = len(hub.log)
+    outcomes = []
+    for first in range(requests):
+        outcomes.append(outcome_of_push(hub, folder, Fault(kind, first=first, times=10**6)))
+    assert set(outcomes) == ({"unchanged", "complete, unheard"} if kind == "lost" else {"unchanged"}) and requests > 9
 
 
 def test_a_pushed_model_is_loaded_by_its_name(hub, folder, tmp_path):
@@ -243,3 +254,35 @@ print(tuple(logits[0].shape))
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip().endswith(", 150)")
+
+
+@pytest.fixture(scope="module")
+def vocab():
+    return VocabShrinker(vocab_helpers.generic_tokenizer()).count(vocab_helpers.texts(80)).shrink(size=110)
+
+
+def test_a_vocabulary_alone_is_pushed_and_read_again(hub, vocab, tmp_path):
+    pushed = vocab.push_to_hub("smaller", private=True)
+    assert (pushed.repo, pushed.commit) == (REPO, hub.repositories[REPO].branches["main"][-1].sha)
+    assert hub.repositories[REPO].private and "model.safetensors" not in hub.files(REPO)
+    for name, data in hub.files(REPO).items():
+        (tmp_path / name).write_bytes(data)
+    read = ShrunkVocab.from_pretrained(tmp_path)
+    assert read.tokenizer("walking").input_ids == vocab.tokenizer("walking").input_ids
+    card = ModelCard.load(tmp_path / "README.md")
+    assert f'name = "{REPO}"' in card.text and "A tokenizer with 110 of the 211 tokens" in card.text
+    assert "pipeline_tag" not in card.data.to_dict() and f"({PLOT_FILE})" in card.text and PLOT_FILE in hub.files(REPO)
+
+
+def test_a_vocabulary_goes_with_its_model_in_one_commit(hub, vocab):
+    vocab.push_to_hub(REPO, model=vocab.resize(vocab_helpers.tiny_model("bert")), commit_message="Smaller")
+    assert {"model.safetensors", "config.json", "tokenizer.json", "vocab_map.safetensors"} <= hub.files(REPO).keys()
+    assert [commit.message for commit in hub.repositories[REPO].branches["main"][1:]] == ["Smaller"]
+    assert ModelCard(hub.files(REPO)["README.md"].decode()).data.pipeline_tag == "fill-mask"
+
+
+def test_a_vocabulary_that_cannot_be_pushed_says_how_to_do_it_later(hub, vocab):
+    hub.faults = [Fault("503", "commit", times=99)]
+    with pytest.raises(UsageError, match=r"vocab.save_pretrained\(FOLDER\), then hf-glmd push FOLDER someone/smaller$"):
+        vocab.push_to_hub(REPO)
+    assert hub.files(REPO) == {}

@@ -42,7 +42,7 @@ def trainer(folder: Path, vocab, **settings) -> GLMDTrainer:
     settings = {"save_strategy": "steps", "save_steps": 2, "max_length": 16, **settings}
     return GLMDTrainer(
         model=vocab.resize(helpers.student()),
-        teacher=helpers.teacher(),
+        teacher=settings.pop("teacher", None) or helpers.teacher(),
         args=helpers.arguments(folder, **settings),
         train_dataset=rows,
         eval_dataset=rows.select(range(9)),
@@ -178,3 +178,14 @@ def test_every_checkpoint_has_a_card_that_says_how_far_it_is(vocab, tmp_path):
         assert f"{step:,} of 4 steps" in card.text and f"step {step} (nats)" in card.text
         assert card.data.pipeline_tag == "fill-mask" and "base_model" not in card.data.to_dict()
         assert "Of 211 tokens, 150 stayed." in card.text and VocabMap.load(folder).size == 150
+
+
+def test_the_card_has_the_rights_of_the_teachers_card(vocab, tmp_path):
+    helpers.teacher().save_pretrained(tmp_path / "big-one")
+    helpers.TOKENIZER.save_pretrained(tmp_path / "big-one")
+    (tmp_path / "big-one" / "README.md").write_text("---\nlicense: bsd-3-clause\nlanguage: fr\n---\n")
+    made = trainer(tmp_path / "out", vocab, teacher=str(tmp_path / "big-one"))
+    made.save_model()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "bsd-3-clause" and card.data.language == ["fr"]
+    assert "distilled from big-one by" in card.text and "base_model" not in card.data.to_dict()

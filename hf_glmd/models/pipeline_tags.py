@@ -15,7 +15,9 @@ def pipeline_tag(config: Any) -> str | None:
     A model without a head, and one whose head transformers has no common class for, is a text encoder.
     """
     names = set(config.architectures or ())
-    for tag, auto_class in AUTO_CLASSES.items():
+    # BART is listed as a masked language model, too.
+    first = "text2text-generation" if getattr(config, "is_encoder_decoder", False) else ""
+    for tag, auto_class in sorted(AUTO_CLASSES.items(), key=lambda item: item[0] != first):
         classes = getattr(transformers, auto_class)._model_mapping
         known = classes[type(config)] if type(config) in classes else ()
         if names & {one.__name__ for one in (known if isinstance(known, tuple) else (known,))}:

@@ -137,7 +137,7 @@ class HubTarget:
         api = self._api()
         with self._in_one_line():
             if self._user is None:
-                who = with_retries(lambda: api.whoami(), "who am I")
+                who = with_retries(lambda: api.whoami(), "ask whose token this is")
                 if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
                     raise UsageError(f"the access token may only read. {_WRITE_TOKEN}{self._then()}")
                 self._user = who["name"]

@@ -105,6 +105,7 @@ def training_card(trainer: PublishingTrainer, load_from: str, **said: Any) -> st
         tags=tags,
         datasets=_many(said.get("dataset_tags")),
         eval_results=_eval_results(trainer),
+        library="peft" if (Path(load_from) / "adapter_config.json").is_file() else "transformers",
         load_from=load_from,
         removed=vocab_map.removed if vocab_map is not None else "resegment",
         table_title="Beside its teacher",
@@ -185,6 +186,8 @@ def _stage_in_words(trainer: PublishingTrainer) -> str:
         f"Objective: {OBJECTIVES[args.objective]} at temperature {args.temperature:g}{positions}. {state.global_step:,} of "
         f"{state.max_steps:,} steps of {batch:,} rows, learning rate {args.learning_rate:g}, seed {args.seed}"
     )
+    if state.num_input_tokens_seen:
+        text += f", {int(state.num_input_tokens_seen):,} tokens read"
     if trainer.began is not None:
         text += f", {(time.monotonic() - trainer.began) / 60:.1f} minutes"
     return f"{text}."
