@@ -256,10 +256,11 @@ def _curve_value(name: str, value: float) -> str:
 
 def _stage_view(stage: StageFacts) -> dict[str, Any]:
     record = stage.record
+    trained = "teacher" if record and record.objective == "gold_labels" else "student"
     rows: list[tuple[str, str]] = []
     if record:
         rows = [
-            ("trained", "teacher" if record.objective == "gold_labels" else "student"),
+            ("trained", trained),
             ("objective", OBJECTIVES.get(record.objective, record.objective)),
             ("temperature", "-" if record.temperature is None else f"{record.temperature:g}"),
             ("positions", record.positions or "-"),
@@ -276,13 +277,13 @@ def _stage_view(stage: StageFacts) -> dict[str, Any]:
         "task": stage.task,
         "unfinished": record is None and stage.step < stage.max_steps,
         "rows": rows,
-        "charts": [_curve_chart(name, curve) for name, curve in stage.curves.items()],
+        "charts": [_curve_chart(name, curve, trained) for name, curve in stage.curves.items()],
         "settings": [(name, _plain(value)) for name, value in stage.settings.items()],
     }
 
 
-def _curve_chart(name: str, curve: list[tuple[float, float]]) -> LineChart:
-    series = Series(LABELS[name], "student", curve, dots=len(curve) <= MAX_DOTS)
+def _curve_chart(name: str, curve: list[tuple[float, float]], trained: str) -> LineChart:
+    series = Series(LABELS[name], trained, curve, dots=len(curve) <= MAX_DOTS)
     return line_chart(
         LABELS[name],
         [series],
