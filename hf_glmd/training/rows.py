@@ -52,8 +52,8 @@ def token_rows(
     for name in wanted:
         if name not in columns or not hasattr(dataset, "map"):
             raise UsageError(
-                f"the dataset has neither 'input_ids' nor the text column '{name}', it has {columns}. Name the column that "
-                f"holds text as {'text_column' if name == args.text_column else 'target_column'}."
+                f"the dataset has no column '{name}' and no 'input_ids', it has {columns}. Name the column that holds text as "
+                f"{'text_column' if name == args.text_column else 'target_column'}."
             )
     with PartialState().local_main_process_first():  # the others read what the first one cached
         if classes:

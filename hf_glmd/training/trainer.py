@@ -33,6 +33,7 @@ from hf_glmd.training.cached_rows import check_cached
 from hf_glmd.training.class_rows import ClassCollator, check_same_classes
 from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.padded_vocab import first_rows_of, with_shared_rows
 from hf_glmd.training.rows import readable, row_length, token_rows
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
@@ -106,8 +107,8 @@ class GLMDTrainer(TokenMeanTrainer):
             raise UsageError("fp16=True does nothing on a CPU, without a word from accelerate. Use bf16=True, or leave it out.")
         self.vocab_map = vocab_map
         self.teacher = as_teacher(teacher, vocab_map)
-        for one in self.teacher.models:
-            tokenizer = tokenizer_of(one)
+        tokenizers = [tokenizer_of(one) for one in self.teacher.models]
+        for tokenizer in tokenizers:
             if tokenizer is not None:
                 check_same_words(processing_class, tokenizer, vocab_map)
         if isinstance(self.teacher, TeacherCache):
@@ -124,11 +125,9 @@ class GLMDTrainer(TokenMeanTrainer):
                     "not predict the same words. Use two models of one kind."
                 )
         self.problem = problem_of(model.config) if isinstance(self.head, ClassHead) else None
-        if self.problem is None and self.head.size != self.teacher.size:
-            raise UsageError(
-                f"the student predicts {self.head.size} tokens, the teacher {self.teacher.size}. "
-                "Pass vocab_map=vocab.vocab_map of the vocabulary the student was cut with."
-            )
+        if self.problem is None:
+            same_words, mapped = None not in tokenizers, vocab_map is not None
+            self.teacher = with_shared_rows(self.head.size, self.teacher, processing_class, same_words, mapped)
         if self.problem is not None:
             self._check_classes(model, args)
             if kwargs.get("compute_metrics") is not None and self.problem != "single_label_classification":
@@ -240,7 +239,7 @@ class GLMDTrainer(TokenMeanTrainer):
             teacher = self._teacher_logits(inputs, self.args.temperature)
 
             def of_logits(logits: Tensor) -> Tensor:
-                student = self._of_candidates(logits, inputs)
+                student = self._of_candidates(logits[..., : self.teacher.size], inputs)
                 if self.logged_step:
                     self._log_scores(self._dense_scores(student.detach(), teacher, inputs))
                 return self._dense_loss(student, teacher, reduction="sum")
@@ -272,6 +271,7 @@ class GLMDTrainer(TokenMeanTrainer):
         return topk_word_prediction_scores(**self._top_tokens_arguments(student, top), choices=self._choices_wanted)
 
     def _top_tokens_arguments(self, student: HeadInputs, top: TopTokens) -> dict[str, Any]:
+        student = first_rows_of(student, self.teacher.size)
         parts = {f"student_{name}": getattr(student, name) for name in ("hidden", "weight", "bias", "scale", "softcap")}
         return parts | {"teacher": top, "chunk_mib": self.args.loss_chunk_mib}
 
@@ -324,6 +324,7 @@ class GLMDTrainer(TokenMeanTrainer):
         return scores | choices
 
     def _head_arguments(self, student: HeadInputs, teacher: HeadInputs) -> dict[str, Any]:
+        student = first_rows_of(student, self.teacher.size)
         return {
             f"{who}_{name}": getattr(head, name)
             for who, head in (("student", student), ("teacher", teacher))
@@ -333,7 +334,8 @@ class GLMDTrainer(TokenMeanTrainer):
     def _student_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """At the counted positions, [N, K], or of the candidates, [B, C]."""
         with self.accelerator.autocast():
-            return self._of_candidates(self.head.logits(model, model_inputs(inputs), inputs["prediction_mask"]), inputs)
+            logits = self.head.logits(model, model_inputs(inputs), inputs["prediction_mask"])
+        return self._of_candidates(logits[..., : self.teacher.size], inputs)
 
     def _teacher_logits(self, inputs: dict[str, Any], temperature: float) -> Tensor:
         """As `_student_logits`."""
