@@ -34,7 +34,7 @@ from hf_glmd.training.class_rows import ClassCollator, check_same_classes
 from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.padded_vocab import first_rows_of, with_shared_rows
-from hf_glmd.training.rows import readable, row_length, token_rows
+from hf_glmd.training.rows import check_width, is_stream, readable, row_length, token_rows
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import Teacher, TeacherEnsemble, as_teacher
@@ -136,8 +136,13 @@ class GLMDTrainer(TokenMeanTrainer):
                 )
         if data_collator is None:
             data_collator = default_collator(args, processing_class, model)
+        if is_stream(train_dataset) and args.max_steps <= 0:
+            raise UsageError("the training set is a stream of unknown length: say how many steps to train, as max_steps.")
+        if is_stream(train_dataset) or is_stream(eval_dataset):
+            # accelerate's default has one process read for all and then cuts what it cannot put together: rows of other lengths.
+            args.accelerator_config.dispatch_batches = False
+        self._limit = limit = readable([model, *self.teacher.models])
         if args.objective == "word_prediction" or self.problem is not None:
-            limit = readable([model, *self.teacher.models])
             wanted = args.max_length or getattr(self.teacher, "max_length", None)  # a cache knows how long its rows are
             length, classes = row_length(wanted, limit, processing_class), self.problem is not None
             train_dataset, eval_dataset = (
@@ -200,6 +205,12 @@ class GLMDTrainer(TokenMeanTrainer):
         for name, dataset in sets.items():
             if dataset is not None:
                 check_cached(cache, dataset, self.data_collator, name, self._teacher_inputs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        for name in ("input_ids", "decoder_input_ids"):  # of a stream it is only known now how long its rows are
+            if name in inputs:
+                check_width(inputs[name].shape[1], self._limit)
+        return super()._prepare_inputs(inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
