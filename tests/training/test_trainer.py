@@ -364,7 +364,6 @@ def test_a_teacher_of_nan_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"compute_metrics": lambda prediction: {}}, "compute_metrics"),
         ({"processing_class": None}, "processing_class is missing"),
     ],
 )
