@@ -92,8 +92,8 @@ class Inputs:
         recipe = self.recipe
         if predicts_classes(self.teacher_config):
             raise UsageError(
-                f"teacher '{recipe.teacher.model}' is a classifier: {self.teacher_config.architectures[0]} predicts no words. Use "
-                "a language model, or distil classifiers in Python: GLMDTrainer with objective='soft_label'."
+                f"teacher '{recipe.teacher.model}' is a classifier: {self.teacher_config.architectures[0]} predicts no words. "
+                "Use a language model, or distil classifiers in Python: GLMDTrainer with objective='soft_label'."
             )
         if word_model_class(self.teacher_config) is AutoModelForSeq2SeqLM:
             raise UsageError(
