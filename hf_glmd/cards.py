@@ -77,7 +77,8 @@ def task_table(tasks: Sequence[TaskScores]) -> str:
     """One line per task: what the commonest answer scores, the teacher and the student, and their mean below; if all tasks of
     SuperGLUE are there, also the benchmark's own.
 
-    "retained" is the student's share of the teacher's gain over the commonest answer, "-" where the teacher gains nothing.
+    "retained" is the student's share of the teacher's gain over the commonest answer, "-" where the teacher gains nothing; of the
+    mean it is about the other tasks.
     """
     from hf_glmd.tasks.superglue import SUPERGLUE  # loads transformers, which a card without tasks need not wait for
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from hf_glmd.corpora.loading import load_corpus, require_text
 from hf_glmd.errors import UsageError
-from hf_glmd.models.loading import load_config, load_word_model, word_model_class
+from hf_glmd.models.loading import load_config, load_word_model, predicts_classes, word_model_class
 from hf_glmd.recipe import Recipe
 from hf_glmd.task_inputs import TaskInputs, first_rows
 from hf_glmd.tokenizer_files import load_tokenizer
@@ -90,6 +90,11 @@ class Inputs:
     def check_teacher(self) -> None:
         """Raises: UsageError, the teacher is missing, of the wrong kind, or cannot do what the recipe asks of it."""
         recipe = self.recipe
+        if predicts_classes(self.teacher_config):
+            raise UsageError(
+                f"teacher '{recipe.teacher.model}' is a classifier: {self.teacher_config.architectures[0]} predicts no words. "
+                "Use a language model, or distil classifiers in Python: GLMDTrainer with objective='soft_label'."
+            )
         if word_model_class(self.teacher_config) is AutoModelForSeq2SeqLM:
             raise UsageError(
                 f"teacher '{recipe.teacher.model}' is an encoder-decoder ({self.teacher_config.model_type}). "

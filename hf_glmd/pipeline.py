@@ -107,8 +107,9 @@ class Run:
             self.steps.train("task_teacher", None, given)
         if given.section.replaced_copies:
             name = str(Path(given.folder) / "copies")
-            self.place.step(name, f"Replacing words{given.label}", lambda folder: self.steps.replace_words(given, folder))
-            given.add_examples(datasets.load_from_disk(self.place.stages / name / "rows"))
+            made = self.place.step(name, f"Replacing words{given.label}", lambda folder: self.steps.replace_words(given, folder))
+            if made["examples"]:
+                given.add_examples(datasets.load_from_disk(self.place.stages / name / "rows"))
         for name in ("task_words", "task_answers"):
             if getattr(self.recipe, name) is not None:
                 self.steps.train(name, previous, given)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glmd.errors import UsageError
-from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, retained_share
+from hf_glmd.records import RunRecord, StageRecord, TaskScores, VocabFacts, gained, retained_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 # of Okabe and Ito, told apart by the colour-blind too; on an opaque white page, so that a dark web page does not swallow the text
 BLUE, ORANGE, GREY, INK, PAGE = "#0072B2", "#D55E00", "#8C8C8C", "#222222", "#FFFFFF"
+INKS = {ORANGE: "#A84A00"}
+"""A darker tone for text of that colour."""
+
 PALE_BLUE, PALE_GREY = "#A9D0EA", "#DADADA"
 
 DPI = 150
@@ -110,8 +113,8 @@ def plot_titles(record: RunRecord) -> dict[str, str]:
             f"KL to the teacher {change} from {first.kl[0]:.2f} to {first.kl[-1]:.2f} nats in {first.steps_evaluated[-1]:,} steps"
         )
     if tasks := scored_tasks(record):
-        retained, count = retained_share(tasks), len(tasks)
-        where = f"on {count} tasks" if count > 1 else f"on {tasks[0].name}"
+        retained, count, won = retained_share(tasks), len(tasks), len(gained(tasks))
+        where = f"on {f'{won} of ' if 0 < won < count else ''}{count} tasks" if count > 1 else f"on {tasks[0].name}"
         titles["tasks"] = (
             f"The teacher gains nothing over the commonest answer {where}"
             if retained is None
@@ -276,7 +279,7 @@ def draw_long_tail(
                 textcoords="offset points",
                 ha="right",
                 va="top",
-                color=color,
+                color=INKS.get(color, color),
                 fontsize=10.5,
                 fontweight="bold",
             )
@@ -348,7 +351,7 @@ def _draw_bubbles(record: RunRecord, title: str) -> Figure:
             textcoords="offset points",
             ha="center",
             va="top",
-            color=color,
+            color=INKS.get(color, color),
             fontsize=10,
             fontweight="bold",
         )
@@ -418,7 +421,7 @@ def _draw_curve(
             xytext=(8, 0),
             textcoords="offset points",
             va="center",
-            color=color,
+            color=INKS.get(color, color),
             fontsize=10,
             fontweight="bold",
         )
@@ -442,7 +445,9 @@ def _draw_tasks(record: RunRecord, title: str) -> Figure:
             beside = max(score, 0) + 1
             if score - 1 < 100 * task.majority < score + 8:  # the line would cross the figure
                 beside = 100 * task.majority + 1
-            panel.text(beside, place + offset, f"{score:.1f}", va="center", color=color, fontsize=9, fontweight="bold")
+            panel.text(
+                beside, place + offset, f"{score:.1f}", va="center", color=INKS.get(color, color), fontsize=9, fontweight="bold"
+            )
         majority, label = 100 * task.majority, "always the commonest answer" if place == 0 else None
         # White below, so that the line is seen on both bars.
         panel.vlines(majority, place - 0.42, place + 0.42, color=PAGE, linewidth=4)

@@ -132,9 +132,15 @@ class TaskScores:
 
 
 def retained_share(tasks: Sequence[TaskScores]) -> float | None:
-    """Of several tasks together: the sum of the student's gains over the commonest answer by the sum of the teacher's."""
+    """Of the tasks in which the teacher gains: the sum of the student's gains over the commonest answer by the teacher's."""
+    tasks = gained(tasks)
     gain = sum(task.teacher - task.majority for task in tasks)
-    return sum(task.student - task.majority for task in tasks) / gain if gain > 0 else None
+    return sum(task.student - task.majority for task in tasks) / gain if tasks else None
+
+
+def gained(tasks: Sequence[TaskScores]) -> list[TaskScores]:
+    """The tasks in which the teacher is better than the commonest answer: what was not gained cannot be retained."""
+    return [task for task in tasks if task.teacher > task.majority]
 
 
 @dataclass

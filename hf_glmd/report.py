@@ -17,7 +17,7 @@ from hf_glmd.cards import OBJECTIVES, comparison_rows, duration
 from hf_glmd.errors import UsageError
 from hf_glmd.model_card import PAPER_URL, REMOVED, TEMPLATES, display_name, without_token
 from hf_glmd.plots import percent, plot_titles, speed_and_score, tail_title
-from hf_glmd.records import RunRecord, TaskScores, retained_share
+from hf_glmd.records import RunRecord, TaskScores, gained, retained_share
 from hf_glmd.report_charts import BubbleChart, LineChart, Series, bubble_chart, line_chart, short
 from hf_glmd.report_folder import CacheFacts, CheckpointFacts, FolderFacts, StageFacts, read_folder
 from hf_glmd.report_options import REPORT_PAGE
@@ -120,7 +120,8 @@ def _tiles(facts: FolderFacts) -> list[tuple[str, str]]:
             tiles.append((f"{ratio:.1f}×", f"its speed, at batch size {max(sizes)}"))
         retained = retained_share(facts.tasks) if facts.tasks else None
         if retained is not None:
-            where = f"{len(facts.tasks)} tasks" if len(facts.tasks) > 1 else facts.tasks[0].name
+            won, count = len(gained(facts.tasks)), len(facts.tasks)
+            where = f"{f'{won} of ' if won < count else ''}{count} tasks" if count > 1 else facts.tasks[0].name
             tiles.append((f"{retained:.0%}", f"of its gain over the commonest answer, on {where}"))
         if run.words_final.agreement is not None:
             tiles.append((percent(run.words_final.agreement), f"of {run.words_scored} words: the same likeliest one"))
@@ -255,10 +256,11 @@ def _curve_value(name: str, value: float) -> str:
 
 def _stage_view(stage: StageFacts) -> dict[str, Any]:
     record = stage.record
+    trained = "teacher" if record and record.objective == "gold_labels" else "student"
     rows: list[tuple[str, str]] = []
     if record:
         rows = [
-            ("trained", "teacher" if record.objective == "gold_labels" else "student"),
+            ("trained", trained),
             ("objective", OBJECTIVES.get(record.objective, record.objective)),
             ("temperature", "-" if record.temperature is None else f"{record.temperature:g}"),
             ("positions", record.positions or "-"),
@@ -275,13 +277,13 @@ def _stage_view(stage: StageFacts) -> dict[str, Any]:
         "task": stage.task,
         "unfinished": record is None and stage.step < stage.max_steps,
         "rows": rows,
-        "charts": [_curve_chart(name, curve) for name, curve in stage.curves.items()],
+        "charts": [_curve_chart(name, curve, trained) for name, curve in stage.curves.items()],
         "settings": [(name, _plain(value)) for name, value in stage.settings.items()],
     }
 
 
-def _curve_chart(name: str, curve: list[tuple[float, float]]) -> LineChart:
-    series = Series(LABELS[name], "student", curve, dots=len(curve) <= MAX_DOTS)
+def _curve_chart(name: str, curve: list[tuple[float, float]], trained: str) -> LineChart:
+    series = Series(LABELS[name], trained, curve, dots=len(curve) <= MAX_DOTS)
     return line_chart(
         LABELS[name],
         [series],

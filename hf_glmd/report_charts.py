@@ -231,7 +231,7 @@ def bubble_chart(
         models: (name, style, x, y, size, text) of each; the size is the area of the circle.
     """
     high_x, high_y = 1.25 * max(model[2] for model in models), max(model[3] for model in models)
-    y_ticks = nice_ticks(min(0.0, *(model[3] for model in models)), min(1.0, 1.15 * high_y) if high_y <= 1 else high_y, 4)
+    y_ticks = nice_ticks(min(0.0, *(model[3] for model in models)), min(1.0, 1.15 * high_y) if high_y <= 1 else high_y, 5)
     x_scale, y_scale = Scale(0.0, high_x), Scale(y_ticks[0], y_ticks[-1])
     largest = max(model[4] for model in models)
     return BubbleChart(

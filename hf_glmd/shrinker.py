@@ -22,7 +22,6 @@ from hf_glmd.shrunk_vocab import ShrunkVocab, VocabReport
 from hf_glmd.tokenizer_files import encode_texts, load_tokenizer, small_tokenizer
 from hf_glmd.vocab.closure import MergeTree
 from hf_glmd.vocab.counting import (
-    SAMPLE_TEXTS,
     TokenCounts,
     backend_of,
     count_corpus,
@@ -36,6 +35,9 @@ from hf_glmd.vocab.sources import read_texts
 from hf_glmd.vocab.vocab_map import REMOVED_MODES, VocabMap, nearest_kept
 
 logger = logging.getLogger(__name__)
+
+COST_TEXTS = 500
+"""Of the remembered texts so many are read with both tokenizers each time that a vocabulary is cut."""
 
 
 class VocabShrinker:
@@ -105,10 +107,13 @@ class VocabShrinker:
         self._counted.save(path, tokenizer_fingerprint(self.tokenizer))
 
     @classmethod
-    def load_counts(cls, path: str | os.PathLike[str], tokenizer: Any) -> VocabShrinker:
+    def load_counts(cls, path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], tokenizer: Any) -> VocabShrinker:
         """A shrinker with the counts that `save_counts` wrote.
 
-        Raises: UsageError, the file is missing, or another tokenizer counted.
+        Args:
+            path: a file or several, say one from each of several machines; the counts of several add up.
+            tokenizer: that counted.
+        Raises: UsageError, a file is missing, or another tokenizer counted.
         """
         shrinker = cls(tokenizer)
         shrinker._counted = TokenCounts.load(path, tokenizer_fingerprint(shrinker.tokenizer))
@@ -323,7 +328,7 @@ class VocabShrinker:
 
     def _cost(self, vocab_map: VocabMap, tokenizer: Any) -> tuple[float, int]:
         """On the remembered texts: tokens after / before, and unknown tokens after less those before."""
-        texts = self.sample(SAMPLE_TEXTS)
+        texts = self.sample(COST_TEXTS)
         if self._sample_ids is None:
             self._sample_ids = encode_texts(self._backend, texts)
         before = np.fromiter(itertools.chain.from_iterable(self._sample_ids), dtype=np.int64)

@@ -109,7 +109,7 @@ class VocabReport:
     size: int = field(metadata={"help": "K: tokens kept, exactly the ids 0 to K-1 of the new tokenizer."})
     coverage: float = field(metadata={"help": "Share of the counted tokens that were kept tokens."})
     length_ratio: float = field(
-        metadata={"help": "Tokens after / before, on up to 2,000 of the counted texts (their first 4,096 characters each)."}
+        metadata={"help": "Tokens after / before, on up to 500 of the counted texts (their first 4,096 characters each)."}
     )
     counted_tokens: int = field(metadata={"help": "Tokens in the counted corpora."})
     texts: int = field(metadata={"help": "Texts in the counted corpora, empty ones left out."})

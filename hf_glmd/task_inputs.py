@@ -171,7 +171,7 @@ class TaskInputs:
         texts = [
             name
             for name, feature in data.features.items()
-            if name in read and name not in candidates and feature == datasets.Value("string")
+            if name in read and name not in candidates and getattr(feature, "dtype", None) in ("string", "large_string")
         ]
         replacer = WordReplacer(
             teacher,

@@ -111,7 +111,7 @@ def test_other_rows_words_or_models_are_refused_before_training(given, tmp_path)
         (["--epochs", "0", "--batch-size", "0"], "--epochs 0 is too small: use 1 or more; --batch-size 0 is too small"),
         (["--positions", "some"], "positions='some' is unknown"),
         (["--max-length", "4000"], "max_length=4000 is more than the"),
-        (["--column", "body"], "the dataset has neither 'input_ids' nor the text column 'body', it has ['text']"),
+        (["--column", "body"], "the dataset has no column 'body' and no 'input_ids', it has ['text']"),
         (["--data", "/missing/texts.txt"], "corpus '/missing/texts.txt' cannot be loaded"),
         (["--tokenizer", "/missing/folder"], "No tokenizer can be loaded from '/missing/folder'"),
         (["--model-dtype", "fp8"], "--model-dtype 'fp8' is unknown"),

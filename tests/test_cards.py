@@ -17,11 +17,13 @@ from hf_glmd.cards import (
     comparison_rows,
     render_card,
     render_teacher_card,
+    task_table,
     terminal_table,
 )
 from hf_glmd.errors import UsageError
 from hf_glmd.markdown import code_span, markdown_table, markdown_text
 from hf_glmd.model_card import PAPER_URL, TAGS, SourceCard, display_name, is_hub_name
+from hf_glmd.tasks.superglue import SUPERGLUE
 
 TEACHER_FACTS = {
     "accuracy": 0.3917,
@@ -368,6 +370,14 @@ def test_the_token_is_never_in_a_card(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     text = render_card(example_record(command="python train.py --hub_token hf_secret"))
     assert "hf_secret" not in text and "--hub_token <token>" in text
+
+
+def test_all_tasks_of_superglue_have_a_mean_of_their_own():
+    tasks = [dataclasses.replace(TASK_LIST[0], name=name, student=0.1 * place) for place, name in enumerate(SUPERGLUE)]
+    *_, mean, benchmark = task_table([*tasks, dataclasses.replace(TASK_LIST[2], student=0.9)]).splitlines()
+    assert "SuperGLUE (mean of 8)" in benchmark and "35.0%" in benchmark
+    assert "| mean " in mean and "41.1%" in mean
+    assert "SuperGLUE" not in task_table(tasks[:7])
 
 
 EXAMPLE_MODELS = {

@@ -325,7 +325,10 @@ def test_teachers_that_predict_no_words_are_refused(tmp_path, capsys):
     import vocab_helpers
 
     recipe = recipe_helpers.write_inputs(tmp_path)
-    for name, message in (("bert-classifier", "predicts no words"), ("t5", "is an encoder-decoder (t5)")):
+    for name, message in (
+        ("bert-classifier", "is a classifier: BertForSequenceClassification predicts no words"),
+        ("t5", "is an encoder-decoder (t5)"),
+    ):
         vocab_helpers.tiny_model(name).save_pretrained(tmp_path / name)
         assert run_recipe_command(["--config", str(recipe), "--teacher.model", str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err

@@ -37,4 +37,5 @@ def test_what_is_retained_is_the_share_of_the_gain():
     assert boolq.retained == pytest.approx((0.695 - 0.622) / (0.712 - 0.622))
     assert cb.retained > 1
     assert wsc.retained is None, "there is nothing to retain"
+    assert retained_share([boolq, wsc]) == boolq.retained, "a task in which nothing is gained says nothing of what is retained"
     assert retained_share([boolq, cb]) == pytest.approx((0.073 + 0.4793) / (0.09 + 0.479))

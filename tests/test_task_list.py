@@ -5,6 +5,7 @@ import json
 import datasets
 import pytest
 import recipe_helpers
+import torch
 import vocab_helpers
 import yaml
 from accelerate import PartialState
@@ -81,6 +82,29 @@ def test_the_student_reads_unlabelled_examples_too(tmp_path):
     assert len(given.data["train"]) == 27 and len(given.data["student"]) == 30
     assert given.data["student"].column_names == ["premise", "hypothesis"]
     assert given.data["student"]["premise"][27:] == ["walk"] * 3
+
+
+def test_words_of_a_csv_table_are_replaced_too(tmp_path):
+    """Its columns of text are of another type than those of jsonl files; candidates stay as they are."""
+    rows = [f"walk talk read jump,one {number},two,{number % 2}" for number in range(40)]
+    (tmp_path / "table.csv").write_text("\n".join(["text,one,two,label", *rows]))
+    table = {
+        "name": "own",
+        "data": str(tmp_path / "table.csv"),
+        "pattern": "{text} so {one} {mask}",
+        "candidates": ["one", "two"],
+    }
+    given = task_inputs(tmp_path, **table, test_split="test", replaced_copies=1, replaced_share=0.9)
+
+    def logits_at(inputs, positions):
+        return torch.arange(211.0).expand(int(positions.sum()), -1)
+
+    copies = given.copies_with_replaced_words(logits_at, given.teacher.teacher_tokenizer, torch.device("cpu"))
+    assert 20 < len(copies) and not set(copies["text"]) & {"walk talk read jump"}
+    assert all(text.startswith("one ") for text in copies["one"]) and set(copies["two"]) == {"two"}
+    before = len(given.data["student"])
+    given.add_examples(copies)
+    assert len(given.questions("student", given.teacher.teacher_tokenizer, labelled=False)) == before + len(copies)
 
 
 def test_the_best_checkpoint_is_not_chosen_by_what_is_scored(tmp_path):
@@ -230,12 +254,21 @@ def run_with(tmp_path, capsys, *options, **changes):
         ([{"name": "cb", "split_verbalizers": "refuse"}], "is not a single token"),
         ([{"name": "cb", "verbalizers": {"entailment": "walk", "neutral": "talk"}}], "have the answers ['contradiction']"),
         ([{"name": "cb", "max_length": 12}], "leaves no room"),
+        ([{"name": "cb", "candidates": ["one", "premise"]}], "reads the columns ['one'], the data have ['premise', 'hypothesis'"),
         ([{"name": "cb", "too_long": "cut"}], "too_long='cut' is unknown"),
         ([{"name": "cb", "replaced_copies": 1, "replaced_share": 1.5}], "replaced_share=1.5 of task cb makes no sense"),
     ],
 )
 def test_bad_tasks_are_refused_before_anything_is_done(tmp_path, capsys, tasks, message):
     assert message in run_with(tmp_path, capsys, tasks=tasks)
+
+
+def test_an_example_without_candidates_is_found_before_anything_is_done(tmp_path, capsys):
+    rows = [{"text": "walk", "options": ["talk", "jump"][: 2 if number != 7 else 0], "gold": "talk"} for number in range(90)]
+    (tmp_path / "options.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "own", "data": str(tmp_path / "options.jsonl"), "pattern": "{text} so {mask}", "candidates": "options"}
+    message = run_with(tmp_path, capsys, tasks=[{**task, "label_column": "gold", "test_split": "test"}])
+    assert "has no candidates in column 'options'. Give it some, or drop it." in message
 
 
 def test_a_too_long_example_is_found_before_anything_is_done(tmp_path, capsys):

@@ -122,11 +122,13 @@ def word_prediction_scores(
     chunk_mib: float = DEFAULT_CHUNK_MIB,
     implementation: Implementation = "auto",
     targets: Tensor | None = None,
+    choices: bool = False,
 ) -> dict[str, Tensor]:
     """How near the student's word predictions are to the teacher's, at each of the N counted positions.
 
     Args:
         targets: int64 [...], the true tokens as columns of the logits; -100: none.
+        choices: also return the likeliest tokens.
         others: as of `word_prediction_loss`; "dense" is no choice here.
     Returns: fp32 or wider, [N] each:
         loss: T^2 * KL(teacher || student) at `temperature`.
@@ -134,6 +136,7 @@ def word_prediction_scores(
         agreement: 1 where both models' likeliest tokens are the same, else 0.
         teacher_entropy: at T = 1, in nats.
         cross_entropy: of the student with the targets at T = 1, in nats; NaN where there is none. Only with `targets`.
+        student_choice, teacher_choice: int64, the likeliest tokens. Only with `choices`.
     Raises: UsageError, as of `word_prediction_loss`.
     """
     student, teacher, counted = _counted_logits(
@@ -150,7 +153,8 @@ def word_prediction_scores(
                 "Give one token id, or -100, per position."
             )
         targets = targets.reshape(-1) if counted is None else targets[counted.to(targets.device)]
-        if len(targets) and int(targets.max()) >= len(student_weight):
+        # Elsewhere the look would make the host wait for the device.
+        if targets.device.type == "cpu" and len(targets) and int(targets.max()) >= len(student_weight):
             raise UsageError(
                 f"targets hold {int(targets.max())} and student_weight has {len(student_weight)} rows. "
                 "Give the ids of the student's vocabulary: vocab_map.to_small(ids)."
@@ -159,10 +163,16 @@ def word_prediction_scores(
     scores: dict[str, list[Tensor]] = {"loss": [], "kl": [], "agreement": [], "teacher_entropy": []}
     if targets is not None:
         scores["cross_entropy"] = []
+    if choices:
+        scores |= {"student_choice": [], "teacher_choice": []}
     empty = student_hidden.new_empty(0, dtype=torch.promote_types(student.dtype, teacher.dtype))
     with torch.autocast(student_hidden.device.type, enabled=False):
         for rows, (s, t, s_copy, t_copy) in logit_slices(student, teacher, chunk_mib, buffers=4):
-            scores["agreement"].append((s.argmax(-1) == t.argmax(-1)).to(s.dtype))
+            chosen = s.argmax(-1), t.argmax(-1)
+            scores["agreement"].append((chosen[0] == chosen[1]).to(s.dtype))
+            if choices:
+                scores["student_choice"].append(chosen[0])
+                scores["teacher_choice"].append(chosen[1])
             if targets is not None:
                 wanted = targets[rows].to(s.device)
                 likelihood = s.gather(-1, wanted.clamp(min=0)[:, None]).squeeze(-1) - torch.logsumexp(s, -1)
@@ -174,7 +184,7 @@ def word_prediction_scores(
             t_copy.copy_(t)
             scores["loss"].append(kl(s_copy, t_copy, temperature))
             scores["teacher_entropy"].append(torch.special.entr(torch.softmax(t, -1, out=s), out=t).sum(-1))
-    return {name: torch.cat([empty, *values]) for name, values in scores.items()}
+    return {name: torch.cat([empty.long() if "choice" in name else empty, *values]) for name, values in scores.items()}
 
 
 def word_prediction_loss_from_logits(

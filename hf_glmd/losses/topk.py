@@ -121,17 +121,22 @@ def topk_word_prediction_scores(
     student_softcap: float | None = None,
     student_scale: float = 1.0,
     chunk_mib: float = DEFAULT_CHUNK_MIB,
+    choices: bool = False,
 ) -> dict[str, Tensor]:
     """How near the student's word predictions are to the teacher's, at each of the N positions. Arguments as of the loss.
 
-    Returns: fp32 or wider, [N] each: "loss", and "agreement", 1 where both models' likeliest tokens are the same, else 0.
+    Returns: fp32 or wider, [N] each: "loss", and "agreement", 1 where both models' likeliest tokens are the same, else 0. With
+        `choices` also these tokens, int64: "student_choice" and "teacher_choice".
     """
     student = LazyLogits(student_hidden, student_weight, student_bias, student_scale, student_softcap)
     scores = student_hidden.new_zeros(2, len(student_hidden), dtype=student.dtype)
+    chosen = teacher.ids.new_zeros(len(student_hidden))
     for rows, part, (logits, _) in _Work(student, teacher, chunk_mib).slices(2):
-        scores[1, rows] = (logits.argmax(-1) == part.ids[:, 0]).to(logits.dtype)
+        chosen[rows] = logits.argmax(-1)
         scores[0, rows] = topk_slice_(logits, part)
-    return {"loss": scores[0], "agreement": scores[1]}
+    scores[1] = chosen == teacher.ids[:, 0]
+    found = {"loss": scores[0], "agreement": scores[1]}
+    return found | ({"student_choice": chosen, "teacher_choice": teacher.ids[:, 0]} if choices else {})
 
 
 @dataclass(frozen=True)

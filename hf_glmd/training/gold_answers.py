@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_glmd.models.heads import WordHead
 from hf_glmd.tasks.candidates import QUESTION_COLUMNS, candidate_log_probs, candidate_scores, gold_answer_loss
-from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs
+from hf_glmd.training.token_mean import TokenMeanTrainer, model_inputs, summed_over_examples
 
 
 class GoldAnswerTrainer(TokenMeanTrainer):
@@ -25,7 +25,7 @@ class GoldAnswerTrainer(TokenMeanTrainer):
 
     def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         def loss(logits: Tensor) -> Tensor:
-            return gold_answer_loss(candidate_scores(logits, inputs), inputs["right"]).sum()
+            return summed_over_examples(gold_answer_loss(candidate_scores(logits, inputs), inputs["right"]), inputs)
 
         with self.accelerator.autocast():
             return self.head.loss_of_logits(model, model_inputs(inputs), loss, inputs["prediction_mask"])

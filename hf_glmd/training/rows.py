@@ -41,19 +41,14 @@ def token_rows(
     if columns is None:
         return dataset
     if "input_ids" in columns:
-        longest = _longest(dataset)
-        if longest > limit:
-            raise UsageError(
-                f"a row of the dataset has {longest} token ids, student and teacher can both read {limit}. Cut the rows to "
-                f"{limit}, or give text, which is cut to max_length by itself."
-            )
+        check_width(_longest(dataset), limit)
         return dataset
     wanted = [args.text_column, *([] if args.target_column is None else [args.target_column])]
     for name in wanted:
         if name not in columns or not hasattr(dataset, "map"):
             raise UsageError(
-                f"the dataset has neither 'input_ids' nor the text column '{name}', it has {columns}. Name the column that "
-                f"holds text as {'text_column' if name == args.text_column else 'target_column'}."
+                f"the dataset has no column '{name}' and no 'input_ids', it has {columns}. Name the column that holds text as "
+                f"{'text_column' if name == args.text_column else 'target_column'}."
             )
     with PartialState().local_main_process_first():  # the others read what the first one cached
         if classes:
@@ -61,6 +56,22 @@ def token_rows(
         if args.target_column is not None:
             return pair_rows(dataset, tokenizer, length, args.text_column, args.target_column)
         return pack_blocks(dataset, tokenizer, length, column=args.text_column, separate=args.separate_documents)
+
+
+def check_width(longest: int, limit: int) -> None:
+    """Raises: UsageError, a row has more token ids than both models can read."""
+    if longest > limit:
+        raise UsageError(
+            f"a row of the dataset has {longest} token ids, student and teacher can both read {limit}. Cut the rows to {limit}, "
+            "or give text, which is cut to max_length by itself."
+        )
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a data set (or one of several) gives rows one after the other, and does not say how many."""
+    if isinstance(dataset, Mapping) and not isinstance(dataset, datasets.Dataset):
+        return any(is_stream(part) for part in dataset.values())
+    return dataset is not None and not hasattr(dataset, "__len__")
 
 
 def columns_of(dataset: Any) -> list[str] | None:

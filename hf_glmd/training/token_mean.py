@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.sharding import gathered
 from hf_glmd.training.preparation import check_distribution, load_whole_unless_asked, shardable
 from hf_glmd.training.stopping import StopOnSignal
+from hf_glmd.vocab.vocab_map import IGNORED
 
 
 class TokenMeanTrainer(Trainer):
@@ -38,6 +40,7 @@ class TokenMeanTrainer(Trainer):
         super().__init__(*args, **kwargs)
         load_whole_unless_asked(self.accelerator.state.deepspeed_plugin)
         check_distribution(self.accelerator, self.args, self.model)
+        self._scores: dict[str, Tensor] = {}
         self.signal = StopOnSignal()
         self.add_callback(self.signal)
 
@@ -79,10 +82,24 @@ class TokenMeanTrainer(Trainer):
         """Counted positions of the whole global batch: of all accumulation steps and all processes."""
         if not batch_samples:
             return None
+        self._leave_out_repeats(batch_samples[-1])
         count = torch.stack([counted(batch).sum() for batch in batch_samples]).sum().to(device)
         count = self.accelerator.gather(count).sum()
         self._tokens_since_log = self._tokens_since_log + count  # stays on the device: nothing waits for it
         return count.clamp(min=1)  # an empty window must not divide by 0; its sum is 0 too
+
+    def _leave_out_repeats(self, batch: dict[str, Any]) -> None:
+        """Rows with which accelerate fills up the last batch of an epoch, for all processes to have as many, do not count."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return
+        rows = len(counted(batch))
+        kept = state.remainder - rows * self.accelerator.process_index
+        if kept < rows:
+            device = counted(batch).device
+            batch["repeated"] = torch.arange(rows, device=device) >= kept
+            if "candidate_mask" not in batch:
+                batch["prediction_mask"] = batch["prediction_mask"] & ~batch["repeated"][:, None]
 
     def compute_loss(
         self,
@@ -97,13 +114,30 @@ class TokenMeanTrainer(Trainer):
         loss = self.summed_loss(model, inputs) * self.accelerator.num_processes / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
+    @property
+    def logged_step(self) -> bool:
+        """Whether the training step that is under way will be logged, so that it is worth scoring."""
+        step, every = self.state.global_step + 1, self.state.logging_steps
+        if not self.model.training or self.args.logging_strategy != IntervalStrategy.STEPS:
+            return False
+        return step % every == 0 or (step == 1 and self.args.logging_first_step)
+
+    def add_scores(self, scores: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> None:
+        """Counts scores of positions, as of `position_metrics`, into the next training log; nothing waits for the device."""
+        for name, value in scores.items():
+            value, there = value if isinstance(value, tuple) else (value, torch.ones_like(value).bool())
+            sums = torch.stack([value.detach().where(there, 0.0).double().sum(), there.double().sum()])
+            self._scores[name] = self._scores[name] + sums if name in self._scores else sums
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._start_clock()
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to a training log how many counted tokens a second were learnt from, over all processes, and the peak memory."""
+        """Adds to a training log how many counted tokens a second were learnt from, over all processes, the peak memory, and the
+        means of what `add_scores` was given."""
         if "loss" in logs:
+            logs |= self._mean_scores()
             tokens = float(self._tokens_since_log)
             logs["tokens_per_second"] = round(tokens / max(time.monotonic() - self._last_log, 1e-9), 1)
             logs["peak_memory_mib"] = round(peak_memory_mib(self.args.device), 1)
@@ -111,16 +145,26 @@ class TokenMeanTrainer(Trainer):
         if "loss" in logs:
             self._start_clock()
 
+    def _mean_scores(self) -> dict[str, float]:
+        if not self._scores:
+            return {}
+        sums = self.accelerator.reduce(torch.stack(list(self._scores.values())), "sum").tolist()
+        means = {name: total / count for name, (total, count) in zip(self._scores, sums, strict=True) if count}
+        self._scores = {}
+        return means | perplexity_of(means)
+
     def _start_clock(self) -> None:
         self._last_log, self._tokens_since_log = time.monotonic(), torch.zeros((), dtype=torch.long, device=self.args.device)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, None, None]:
+    ) -> tuple[None, Tensor | None, Tensor | tuple[Tensor, Tensor] | None]:
+        """Counts the scores of a batch. Returns: what `compute_metrics`, if there is one, gets of it, see `_choices`."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             metrics = self.position_metrics(model, inputs)
         units = counted(inputs)
+        chosen = [metrics.pop(name, None) for name in ("student_choice", "teacher_choice")]
         self._metric_names = list(metrics)
         pairs = [value if isinstance(value, tuple) else (value, torch.ones_like(value).bool()) for value in metrics.values()]
         values = torch.stack([*(v.where(there, 0.0).double() for v, there in pairs), *(there.double() for _, there in pairs)], -1)
@@ -128,7 +172,9 @@ class TokenMeanTrainer(Trainer):
         rows = values.new_zeros(len(units), values.shape[-1]).index_add_(0, units.nonzero()[:, 0], values)
         total = self.accelerator.gather_for_metrics(rows).sum(0)
         self._totals = total if self._totals is None else self._totals + total
-        return None, None, None
+        if self.compute_metrics is None or None in chosen:
+            return None, None, None
+        return None, *_choices(*chosen, units, inputs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         self._totals: Tensor | None = None
@@ -139,9 +185,8 @@ class TokenMeanTrainer(Trainer):
         totals = [] if self._totals is None else self._totals.view(2, -1).tolist()
         if not totals or not any(totals[1]):
             raise UsageError("no position of the evaluation set counts. Give it more text, or more to mask.")
-        for name, value, count in zip(self._metric_names, *totals, strict=True):
-            if count:
-                output.metrics[f"{metric_key_prefix}_{name}"] = value / count
+        found = {name: value / count for name, value, count in zip(self._metric_names, *totals, strict=True) if count}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in (found | perplexity_of(found)).items()})
         return output
 
     @contextmanager
@@ -161,15 +206,47 @@ class TokenMeanTrainer(Trainer):
             self.is_deepspeed_enabled, self.is_fsdp_enabled = sharding
 
 
+def _choices(student: Tensor, teacher: Tensor, units: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+    """What `compute_metrics` gets as predictions and label_ids: ids, not logits, of which a whole evaluation set would not fit.
+
+    Args:
+        student, teacher: int64 [N], what each model finds likeliest.
+        units: bool [B, S], N of them True.
+        inputs: the batch.
+    Returns: the student's choices, int64 [B, S], -100 where nothing counts; and the teacher's, or the pair of the teacher's and
+        the true words (-100: none) where a batch has `targets`.
+    """
+
+    def spread(choices: Tensor) -> Tensor:
+        return torch.full(units.shape, IGNORED, device=choices.device).masked_scatter(units, choices)
+
+    if "targets" not in inputs:
+        return spread(student), spread(teacher)
+    return spread(student), (spread(teacher), inputs["targets"].where(units, IGNORED))
+
+
+def perplexity_of(means: Mapping[str, float]) -> dict[str, float]:
+    """`perplexity`, e to the cross-entropy with the true words, where there is one."""
+    if "cross_entropy" not in means:
+        return {}
+    return {"perplexity": math.exp(means["cross_entropy"]) if means["cross_entropy"] < 700 else math.inf}
+
+
 def counted(inputs: Mapping[str, Any]) -> Tensor:
     """What a batch's means are over: bool [B, S], the positions that predict; of cloze questions and of texts to classify
     bool [B, 1], the examples.
 
     A question with candidates of several tokens has several predictions, and yet it is one example.
     """
-    if "candidate_mask" in inputs:
-        return inputs["candidate_mask"].any(1, keepdim=True)
-    return inputs["prediction_mask"]
+    if "candidate_mask" not in inputs:
+        return inputs["prediction_mask"]
+    examples = inputs["candidate_mask"].any(1, keepdim=True)
+    return examples & ~inputs["repeated"][:, None] if "repeated" in inputs else examples
+
+
+def summed_over_examples(losses: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """The sum of [B] losses of questions or texts, over those that count."""
+    return losses.where(counted(inputs)[:, 0], 0.0).sum()
 
 
 def peak_memory_mib(device: torch.device) -> float:

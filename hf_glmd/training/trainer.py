@@ -24,7 +24,7 @@ from hf_glmd.losses.functional import (
     word_prediction_scores,
 )
 from hf_glmd.losses.reference import dense_word_prediction_loss
-from hf_glmd.losses.topk import topk_word_prediction_loss, topk_word_prediction_scores
+from hf_glmd.losses.topk import TopTokens, topk_word_prediction_loss, topk_word_prediction_scores
 from hf_glmd.models.adapters import merged_copy
 from hf_glmd.models.class_heads import ClassHead, head_of, is_classifier, problem_of
 from hf_glmd.models.heads import HeadInputs, is_masked_lm
@@ -35,11 +35,12 @@ from hf_glmd.training.class_rows import ClassCollator, check_same_classes
 from hf_glmd.training.collators import TargetCollator, WordPredictionCollator
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.hub import PublishingTrainer
-from hf_glmd.training.rows import readable, row_length, token_rows
+from hf_glmd.training.padded_vocab import first_rows_of, with_shared_rows
+from hf_glmd.training.rows import check_width, is_stream, readable, row_length, token_rows
 from hf_glmd.training.same_words import check_same_words, tokenizer_of
 from hf_glmd.training.teacher_cache import TeacherCache
 from hf_glmd.training.teachers import Teacher, TeacherEnsemble, as_teacher
-from hf_glmd.training.token_mean import model_inputs
+from hf_glmd.training.token_mean import model_inputs, summed_over_examples
 from hf_glmd.vocab.counting import tokenizer_fingerprint
 from hf_glmd.vocab.vocab_map import IGNORED, VocabMap
 
@@ -54,7 +55,13 @@ class GLMDTrainer(PublishingTrainer):
     The loss is the mean over the counted tokens of the whole global batch: of all processes and all accumulation steps. No
     label is read. `eval_loss` is the mean over the counted tokens of the evaluation set; beside it stand `eval_kl`, the KL at
     temperature 1, `eval_agreement`, the share of positions where both models find the same token (or answer) likeliest,
-    `eval_teacher_entropy`, and `eval_cross_entropy`, of the words that were hidden or come next.
+    `eval_teacher_entropy`, and `eval_cross_entropy` with `eval_perplexity`, of the words that were hidden or come next. The same
+    (without `eval_`) stand in training logs, of the step that is logged.
+
+    `compute_metrics` gets ids rather than logits: `predictions`, int64 [rows, S], what the student finds likeliest, and
+    `label_ids`, the pair of what the teacher does and the true words; -100 where nothing counts or nothing is known. S is the
+    longest row. Of cloze questions and classifiers S is 1, the ids are those of candidates or classes, and `label_ids` are the
+    teacher's.
 
     Args:
         model: the student; one that predicts words or, for `soft_label`, an `AutoModelForSequenceClassification`.
@@ -93,15 +100,17 @@ class GLMDTrainer(PublishingTrainer):
             raise UsageError(f"args is a {type(args).__name__}. Pass a GLMDConfig: it takes every field of TrainingArguments.")
         if processing_class is None:
             raise UsageError("processing_class is missing. Pass the student's tokenizer, e.g. vocab.tokenizer.")
-        if kwargs.get("compute_metrics") is not None:
+        if kwargs.get("preprocess_logits_for_metrics") is not None:
             raise UsageError(
-                "compute_metrics is not supported: no logits of the whole evaluation set are kept. Read eval_loss, eval_kl and "
-                "eval_agreement, or score the model with your own loop after training."
+                "preprocess_logits_for_metrics has nothing to do: no logits are kept. Leave it out; compute_metrics gets the "
+                "likeliest tokens of both models."
             )
+        if args.fp16 and args.device.type == "cpu":
+            raise UsageError("fp16=True does nothing on a CPU, without a word from accelerate. Use bf16=True, or leave it out.")
         self.vocab_map = vocab_map
         self.teacher = as_teacher(teacher, vocab_map)
-        for one in self.teacher.models:
-            tokenizer = tokenizer_of(one)
+        tokenizers = [tokenizer_of(one) for one in self.teacher.models]
+        for tokenizer in tokenizers:
             if tokenizer is not None:
                 check_same_words(processing_class, tokenizer, vocab_map)
         if isinstance(self.teacher, TeacherCache):
@@ -118,19 +127,26 @@ class GLMDTrainer(PublishingTrainer):
                     "not predict the same words. Use two models of one kind."
                 )
         self.problem = problem_of(model.config) if isinstance(self.head, ClassHead) else None
-        if self.problem is None and self.head.size != self.teacher.size:
-            raise UsageError(
-                f"the student predicts {self.head.size} tokens, the teacher {self.teacher.size}. "
-                "Pass vocab_map=vocab.vocab_map of the vocabulary the student was cut with."
-            )
+        if self.problem is None:
+            same_words, mapped = None not in tokenizers, vocab_map is not None
+            self.teacher = with_shared_rows(self.head.size, self.teacher, processing_class, same_words, mapped)
         if self.problem is not None:
             self._check_classes(model, args)
+            if kwargs.get("compute_metrics") is not None and self.problem != "single_label_classification":
+                raise UsageError(
+                    f"compute_metrics gets what is likeliest, and of {self.problem} nothing is. Read eval_loss instead."
+                )
         self.student_sizes, self.teacher_sizes = Sizes.of(model), [Sizes.of(one) for one in self.teacher.models]
         self.pipeline_tag = pipeline_tag_of(model)
         if data_collator is None:
             data_collator = default_collator(args, processing_class, model)
+        if is_stream(train_dataset) and args.max_steps <= 0:
+            raise UsageError("the training set is a stream of unknown length: say how many steps to train, as max_steps.")
+        if is_stream(train_dataset) or is_stream(eval_dataset):
+            # accelerate's default has one process read for all and then cuts what it cannot put together: rows of other lengths.
+            args.accelerator_config.dispatch_batches = False
+        self._limit = limit = readable([model, *self.teacher.models])
         if args.objective == "word_prediction" or self.problem is not None:
-            limit = readable([model, *self.teacher.models])
             wanted = args.max_length or getattr(self.teacher, "max_length", None)  # a cache knows how long its rows are
             length, classes = row_length(wanted, limit, processing_class), self.problem is not None
             train_dataset, eval_dataset = (
@@ -194,6 +210,12 @@ class GLMDTrainer(PublishingTrainer):
             if dataset is not None:
                 check_cached(cache, dataset, self.data_collator, name, self._teacher_inputs)
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        for name in ("input_ids", "decoder_input_ids"):  # of a stream it is only known now how long its rows are
+            if name in inputs:
+                check_width(inputs[name].shape[1], self._limit)
+        return super()._prepare_inputs(inputs)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         ours = (*QUESTION_COLUMNS, ORIGINAL_IDS)
@@ -216,83 +238,108 @@ class GLMDTrainer(PublishingTrainer):
 
     def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         if self._has_top_tokens:
-            loss = self._top_tokens_loss(model, inputs, topk_word_prediction_loss, reduction="sum")
+            loss = self._beside_top_tokens(model, inputs, self._top_tokens_loss)
         elif self._fused:
             with self.accelerator.autocast():
                 teacher = self.teacher.head_inputs(self._teacher_inputs(inputs), inputs["prediction_mask"])
-                loss = self.head.collect(
-                    model,
-                    model_inputs(inputs),
-                    lambda student: word_prediction_loss(
-                        **self._head_arguments(student, teacher), reduction="sum", check_teacher=False
-                    ),
-                    inputs["prediction_mask"],
-                )
+
+                def at_head(student: HeadInputs) -> Tensor:
+                    if self.logged_step:
+                        self._log_scores(self._fused_scores(student, teacher, inputs))
+                    arguments = self._head_arguments(student, teacher)
+                    return word_prediction_loss(**arguments, reduction="sum", check_teacher=False)
+
+                loss = self.head.collect(model, model_inputs(inputs), at_head, inputs["prediction_mask"])
         else:
             teacher = self._teacher_logits(inputs, self.args.temperature)
+
+            def of_logits(logits: Tensor) -> Tensor:
+                student = self._of_candidates(logits[..., : self.teacher.size], inputs)
+                if self.logged_step:
+                    self._log_scores(self._dense_scores(student.detach(), teacher, inputs))
+                return self._summed_dense_loss(student, teacher, inputs)
+
             with self.accelerator.autocast():
-                loss = self.head.loss_of_logits(
-                    model,
-                    model_inputs(inputs),
-                    lambda logits: self._dense_loss(self._of_candidates(logits, inputs), teacher, reduction="sum"),
-                    inputs["prediction_mask"],
-                )
+                loss = self.head.loss_of_logits(model, model_inputs(inputs), of_logits, inputs["prediction_mask"])
         self._refuse_non_finite_teacher(loss.detach(), inputs)
         return loss
+
+    def _log_scores(self, scores: dict[str, Any]) -> None:
+        self.add_scores({name: value for name, value in scores.items() if name != "loss" and not name.endswith("_choice")})
 
     @property
     def _has_top_tokens(self) -> bool:
         return isinstance(self.teacher, TeacherCache) and self.teacher.settings.kind == "topk"
 
-    def _top_tokens_loss(self, model: nn.Module, inputs: dict[str, Any], loss: Callable[..., Any], **settings: Any) -> Any:
-        """The loss, or the scores, beside a cache of the teacher's likeliest tokens."""
-        counted = inputs["prediction_mask"]
-        top = self.teacher.top_tokens(self._teacher_inputs(inputs), counted, self.args.temperature)
-
-        def at_head(student: HeadInputs) -> Any:
-            head = {"student_scale": student.scale, "student_softcap": student.softcap, "chunk_mib": self.args.loss_chunk_mib}
-            return loss(student.hidden, student.weight, top, student.bias, **head, **settings)
-
+    def _beside_top_tokens(self, model: nn.Module, inputs: dict[str, Any], compute: Callable[..., Any]) -> Any:
+        """What `compute` makes of the student's head and a cache's likeliest tokens."""
+        top = self.teacher.top_tokens(self._teacher_inputs(inputs), inputs["prediction_mask"], self.args.temperature)
         with self.accelerator.autocast():
-            return self.head.collect(model, model_inputs(inputs), at_head, counted)
+            return self.head.collect(model, model_inputs(inputs), lambda head: compute(head, top), inputs["prediction_mask"])
+
+    def _top_tokens_loss(self, student: HeadInputs, top: TopTokens) -> Tensor:
+        if self.logged_step:
+            self._log_scores(self._top_tokens_scores(student, top))
+        return topk_word_prediction_loss(**self._top_tokens_arguments(student, top), reduction="sum")
+
+    def _top_tokens_scores(self, student: HeadInputs, top: TopTokens) -> dict[str, Any]:
+        return topk_word_prediction_scores(**self._top_tokens_arguments(student, top), choices=self._choices_wanted)
+
+    def _top_tokens_arguments(self, student: HeadInputs, top: TopTokens) -> dict[str, Any]:
+        student = first_rows_of(student, self.teacher.size)
+        parts = {f"student_{name}": getattr(student, name) for name in ("hidden", "weight", "bias", "scale", "softcap")}
+        return parts | {"teacher": top, "chunk_mib": self.args.loss_chunk_mib}
+
+    @property
+    def _choices_wanted(self) -> bool:
+        return self.compute_metrics is not None and not self.model.training
 
     def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
         if self._has_top_tokens:
-            return self._top_tokens_loss(model, inputs, topk_word_prediction_scores)
+            return self._beside_top_tokens(model, inputs, self._top_tokens_scores)
         if self._fused:
-            words, counted = model_inputs(inputs), inputs["prediction_mask"]
-            targets = inputs["targets"][counted] if "targets" in inputs else None
             with self.accelerator.autocast():
-                teacher = self.teacher.head_inputs(self._teacher_inputs(inputs), counted)
-                scores = self.head.collect(
+                teacher = self.teacher.head_inputs(self._teacher_inputs(inputs), inputs["prediction_mask"])
+                return self.head.collect(
                     model,
-                    words,
-                    lambda student: word_prediction_scores(**self._head_arguments(student, teacher), targets=targets),
-                    counted,
+                    model_inputs(inputs),
+                    lambda student: self._fused_scores(student, teacher, inputs),
+                    inputs["prediction_mask"],
                 )
-            if targets is not None:
-                scores["cross_entropy"] = (scores["cross_entropy"], targets != IGNORED)
-            return scores
+        student, teacher = self._student_logits(model, inputs), self._teacher_logits(inputs, self.args.temperature)
+        return self._dense_scores(student, teacher, inputs)
+
+    def _fused_scores(self, student: HeadInputs, teacher: HeadInputs, inputs: dict[str, Any]) -> dict[str, Any]:
+        targets = inputs["targets"][inputs["prediction_mask"]] if "targets" in inputs else None
+        arguments = self._head_arguments(student, teacher)
+        scores = word_prediction_scores(**arguments, targets=targets, choices=self._choices_wanted)
+        if targets is not None:
+            scores["cross_entropy"] = (scores["cross_entropy"], targets != IGNORED)
+        return scores
+
+    @torch.no_grad()
+    def _dense_scores(self, student: Tensor, teacher: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
         temperature = self.args.temperature
-        student, teacher = self._student_logits(model, inputs), self._teacher_logits(inputs, temperature)
         mixed = isinstance(self.teacher, TeacherEnsemble)  # whose logits depend on the temperature
         plain = self._teacher_logits(inputs, 1.0) if mixed and temperature != 1.0 else teacher
         loss = self._dense_loss(student, teacher, reduction="none")
+        choices = {"student_choice": student.argmax(-1), "teacher_choice": plain.argmax(-1)}
         if self.problem is not None:
-            return {"loss": loss} | class_scores(student, plain, self.problem)
+            return {"loss": loss} | class_scores(student, plain, self.problem) | choices
         scores = {
             "loss": loss,
             "kl": kl_of_candidates(student, plain),
-            "agreement": (student.argmax(-1) == plain.argmax(-1)).float(),
+            "agreement": (choices["student_choice"] == choices["teacher_choice"]).float(),
             "teacher_entropy": torch.special.entr(torch.softmax(plain, -1)).sum(-1),
         }
         if self.args.objective == "word_prediction" and "targets" in inputs:
             targets = inputs["targets"][inputs["prediction_mask"]]
             found = nn.functional.cross_entropy(student, targets, ignore_index=IGNORED, reduction="none")
             scores["cross_entropy"] = (found, targets != IGNORED)
-        return scores
+        return scores | choices
 
     def _head_arguments(self, student: HeadInputs, teacher: HeadInputs) -> dict[str, Any]:
+        student = first_rows_of(student, self.teacher.size)
         return {
             f"{who}_{name}": getattr(head, name)
             for who, head in (("student", student), ("teacher", teacher))
@@ -302,7 +349,8 @@ class GLMDTrainer(PublishingTrainer):
     def _student_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """At the counted positions, [N, K], or of the candidates, [B, C]."""
         with self.accelerator.autocast():
-            return self._of_candidates(self.head.logits(model, model_inputs(inputs), inputs["prediction_mask"]), inputs)
+            logits = self.head.logits(model, model_inputs(inputs), inputs["prediction_mask"])
+        return self._of_candidates(logits[..., : self.teacher.size], inputs)
 
     def _teacher_logits(self, inputs: dict[str, Any], temperature: float) -> Tensor:
         """As `_student_logits`."""
@@ -320,10 +368,14 @@ class GLMDTrainer(PublishingTrainer):
         asked = self.args.objective == "soft_label" and self.problem is None
         return candidate_scores(logits, inputs) if asked else logits
 
+    def _summed_dense_loss(self, student: Tensor, teacher: Tensor, inputs: dict[str, Any]) -> Tensor:
+        if self.args.objective == "soft_label":
+            return summed_over_examples(self._dense_loss(student, teacher, reduction="none"), inputs)
+        return self._dense_loss(student, teacher, reduction="sum")
+
     def _dense_loss(self, student: Tensor, teacher: Tensor, reduction: str) -> Tensor:
         if self.problem is not None:
-            loss = class_loss(student, teacher, self.problem, self.args.temperature)
-            return loss.sum() if reduction == "sum" else loss
+            return class_loss(student, teacher, self.problem, self.args.temperature)
         loss = word_prediction_loss_from_logits if self.args.objective == "word_prediction" else soft_label_loss
         return loss(student, teacher, temperature=self.args.temperature, reduction=reduction)
 

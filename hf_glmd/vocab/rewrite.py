@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,9 @@ def pinned_ids(data: Mapping[str, Any]) -> dict[int, str]:
         if model.get("unk_id") is not None:
             pinned.setdefault(model["unk_id"], "unknown token")
             # The unknown token's score is reckoned from the lowest one: were that to move, so might the split around it.
-            for token_id in _lowest_pieces(model["vocab"]):
-                pinned.setdefault(token_id, LOWEST_SCORE)
+            lowest = _lowest_piece(model["vocab"])
+            if lowest is not None:
+                pinned.setdefault(lowest, LOWEST_SCORE)
     elif model.get("unk_token") in model["vocab"]:
         pinned.setdefault(model["vocab"][model["unk_token"]], "unknown token")
     for container, key in _post_processor_ids(data.get("post_processor")):
@@ -188,15 +190,13 @@ _PLACEHOLDER = re.compile(
 )
 
 
-def _lowest_pieces(pieces: list[tuple[str, float]]) -> Iterator[int]:
-    """The first piece with the lowest score; none if only a piece has it that a later one of the same name replaces."""
-    scores = [score for _, score in pieces]
-    lowest, at = min(scores), -1
-    while lowest in scores[at + 1 :]:
-        at = scores.index(lowest, at + 1)
-        if all(token != pieces[at][0] for token, _ in pieces[at + 1 :]):
-            yield at
-            return
+def _lowest_piece(pieces: list[tuple[str, float]]) -> int | None:
+    """The first piece with the lowest score; None if only pieces have it that a later one of the same name replaces."""
+    scores = np.fromiter(map(itemgetter(1), pieces), dtype=np.float64, count=len(pieces))
+    for at in np.flatnonzero(scores == scores.min()).tolist():
+        if pieces[at][0] not in map(itemgetter(0), pieces[at + 1 :]):
+            return at
+    return None
 
 
 def _vocabulary(data: Mapping[str, Any]) -> dict[str, int]:

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import aligned, append_results
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -45,8 +43,6 @@ TARGETS = {
 """What ours may take of another's; half: of the vocabulary, beside the whole."""
 
 HALF = "ours, half the vocabulary"
-
-CSV_COLUMNS = "part method device dtype N V H_s H_t time_ms peak_mib loss_err grad_err commit note".split()
 
 
 @dataclass
@@ -300,8 +296,7 @@ def table_of(rows: list[Row]) -> str:
                 row.note[:60],
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def _beside(mine: float | None, other: float | None, what: str, method: str) -> str:
@@ -314,29 +309,15 @@ def _beside(mine: float | None, other: float | None, what: str, method: str) -> 
     return f"{mine / other:.2f}x" + (f" (target {target:.2f})" if target else "")
 
 
-def append_results(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
-    """Adds the run to the JSON list, and a line per method to `benchmarks.csv` beside it."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    cpu = f"{platform.machine()}, {os.cpu_count()} cores"
-    machine = cpu if options.device == "cpu" else torch.cuda.get_device_name()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    runs.append({"commit": commit, "machine": machine, "torch": torch.__version__, "rows": [dataclasses.asdict(r) for r in rows]})
-    path.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
-    table = path.with_name("benchmarks.csv")
-    new = not table.exists()
-    with open(table, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
-        if new:
-            writer.writeheader()
-        for row in rows:
-            N, H_s, H_t, V = row.size
-            line = {"part": "losses", "method": row.method, "device": options.device, "dtype": str(options.dtype)[6:]}
-            line |= {"N": N, "V": V, "H_s": H_s, "H_t": H_t, "commit": commit, "note": row.note, "peak_mib": row.peak_mib}
-            line |= {"time_ms": row.seconds and 1000 * row.seconds, "loss_err": row.loss_error, "grad_err": row.gradient_error}
-            writer.writerow(line)
+def add_results(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
+    figures = []
+    for row in rows:
+        N, H_s, H_t, V = row.size
+        line = {"part": "losses", "method": row.method, "device": options.device, "dtype": str(options.dtype)[6:]}
+        line |= {"N": N, "V": V, "H_s": H_s, "H_t": H_t, "note": row.note, "peak_mib": row.peak_mib}
+        line |= {"time_ms": row.seconds and 1000 * row.seconds, "loss_err": row.loss_error, "grad_err": row.gradient_error}
+        figures.append(line)
+    append_results(path, {"rows": [dataclasses.asdict(row) for row in rows]}, figures, device=options.device)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -374,7 +355,7 @@ def main(words: list[str] | None = None) -> int:
     for row in run(options):
         rows.append(row)
     print(table_of(rows))
-    append_results(options.output, rows, options)
+    add_results(options.output, rows, options)
     print(f"\nAdded to {options.output}")
     return 0
 

@@ -11,35 +11,29 @@ work to do set OMP_NUM_THREADS=1: threads that wait for one another cost far mor
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import datetime
 import itertools
-import json
 import lzma
 import math
 import os
-import platform
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import aligned, append_results
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import hf_glmd
 from hf_glmd import LiveTeacher, UsageError, WordPredictionCollator, build_student, docstring_corpus, word_prediction_loss
 from hf_glmd.corpora.blocks import pack_blocks
 from hf_glmd.losses.topk import TopTokens, topk_word_prediction_loss
@@ -50,7 +44,6 @@ from hf_glmd.training.token_mean import model_inputs
 
 TEMPERATURES = (1.0, 2.0, 5.0, 15.0)
 TOP_K = (16, 64, 256)
-CSV_COLUMNS = "part,method,device,dtype,N,V,H_s,H_t,time_ms,peak_mib,loss_err,grad_err,commit,note".split(",")
 QUICKSTART_TEACHER = Path(__file__).parents[1] / "quickstart_teacher"
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red "
@@ -403,50 +396,21 @@ def tables_of(rows: list[Row]) -> str:
     return "\n".join(text)
 
 
-def aligned(lines: list[list[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "-|-".join("-" * width for width in widths), *text[1:]])
-
-
-def append_results(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
-    """Adds the run to the JSON list, and its figures to `benchmarks.csv` beside it."""
+def add_results(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
     run = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: metadata.version(name) for name in ("torch", "safetensors", "transformers")},
         "options": {name: value for name, value in vars(options).items() if name != "output"},
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps([*runs, run], indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    table = path.with_name("benchmarks.csv")
-    new = not table.exists()
-    with open(table, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
-        if new:
-            writer.writeheader()
-        for row in rows:
-            note = [row.data, f"T={row.temperature:g}", f"{row.speed_ratio:.2f}x live", row.note]
-            if row.bytes_per_token is not None:
-                note.append(f"{row.bytes_per_token:.1f} bytes/token")
-            line = {"part": f"teacher_cache-{row.part}", "method": row.method, "device": "cpu", "dtype": "float32"}
-            line |= {"N": row.N, "V": row.V, "H_s": row.H_s, "H_t": row.H_t, "time_ms": row.time_ms, "commit": run["commit"]}
-            line |= {"loss_err": row.loss_error, "grad_err": row.gradient_error, "note": "; ".join(filter(None, note))}
-            writer.writerow(line)
+    append_results(path, run, map(_csv_line, rows), ("torch", "safetensors", "transformers"))
 
 
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return hf_glmd.__version__  # no checkout, or no git
-    return run.stdout.strip()
+def _csv_line(row: Row) -> dict[str, Any]:
+    note = [row.data, f"T={row.temperature:g}", f"{row.speed_ratio:.2f}x live", row.note]
+    if row.bytes_per_token is not None:
+        note.append(f"{row.bytes_per_token:.1f} bytes/token")
+    line = {"part": f"teacher_cache-{row.part}", "method": row.method, "device": "cpu", "dtype": "float32"}
+    line |= {"N": row.N, "V": row.V, "H_s": row.H_s, "H_t": row.H_t, "time_ms": row.time_ms}
+    return line | {"loss_err": row.loss_error, "grad_err": row.gradient_error, "note": "; ".join(filter(None, note))}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -487,7 +451,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, FileNotFoundError) as error:
         print(f"teacher_cache.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    append_results(options.output, rows, options)
+    add_results(options.output, rows, options)
     print(tables_of(rows))  # noqa: T201
     if not data:
         print("The tiny Llama was left out: HF_GLMD_TEST_DATA is not set.")  # noqa: T201

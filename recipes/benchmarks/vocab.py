@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import argparse
 import collections
-import csv
 import dataclasses
-import datetime
 import itertools
 import json
 import math
-import os
-import platform
 import random
 import resource
 import subprocess
@@ -26,17 +22,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import aligned, append_results
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-import hf_glmd
 from hf_glmd import UsageError, VocabShrinker, docstring_corpus
 from hf_glmd.vocab.counting import backend_of, count_corpus, text_batches
 from hf_glmd.vocab.sources import read_texts
@@ -46,7 +41,6 @@ CORPUS_CHARACTERS = 20_000_000
 """Of the corpus at most that much is read."""
 
 FULL = {"memory_mb": [10.0, 100.0, 1000.0], "nearest": [(50_257, 25_128, 768), (128_000, 64_000, 512)]}
-CSV_COLUMNS = "part,method,device,dtype,N,V,H_s,H_t,time_ms,peak_mib,loss_err,grad_err,commit,note".split(",")
 
 
 @dataclass
@@ -358,41 +352,25 @@ def table_of(rows: list[Row]) -> str:
         ours = f"{_number(row.ours)} {row.unit}" if row.ours is not None else "-"
         note = row.note if len(row.note) <= 80 else f"{row.note[:79]}…"  # the results hold all of it
         lines.append((row.part, row.case, ours, reference, _number(row.ratio), row.target, met, note))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    text = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "-|-".join("-" * width for width in widths), *text[1:]])
+    return aligned(lines)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if value < 100 else f"{value:,.0f}"
 
 
-def append_results(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
-    """Adds the run to the JSON list, and its figures to `benchmarks.csv` beside it."""
-    commit = _commit()
+def add_results(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
     run = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: metadata.version(name) for name in ("torch", "tokenizers", "transformers")},
         "options": {name: value for name, value in vars(options).items() if name != "output"},
         "rows": [dataclasses.asdict(row) | {"met": row.met} for row in rows],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps([*runs, run], indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    table = path.with_name("benchmarks.csv")
-    new = not table.exists()
-    with open(table, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
-        if new:
-            writer.writeheader()
-        for row in rows:
-            for method, value in (("hf_glmd", row.ours), (row.reference_name, row.reference)):
-                if method:
-                    writer.writerow(_csv_line(row, method, value) | {"commit": commit})
+    figures = [
+        _csv_line(row, method, value)
+        for row in rows
+        for method, value in (("hf_glmd", row.ours), (row.reference_name, row.reference))
+        if method
+    ]
+    append_results(path, run, figures, ("torch", "tokenizers", "transformers"))
 
 
 def _csv_line(row: Row, method: str, value: float | None) -> dict[str, Any]:
@@ -406,15 +384,6 @@ def _csv_line(row: Row, method: str, value: float | None) -> dict[str, Any]:
         else:
             line["note"] = f"{row.ratio:.4f} x; {line['note']}"
     return line
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return hf_glmd.__version__  # no checkout, or no git
-    return run.stdout.strip()
 
 
 def _shape(text: str) -> tuple[int, int, int]:
@@ -511,7 +480,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"vocab.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    append_results(options.output, rows, options)
+    add_results(options.output, rows, options)
     print(table_of(rows))  # noqa: T201
     print(f"Added to {options.output} and {options.output.with_name('benchmarks.csv')}.")  # noqa: T201
     return 0

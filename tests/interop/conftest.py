@@ -19,8 +19,8 @@ TABLE = "HF_GLMD_INTEROPERABILITY_TABLE"
 _HEAD = """# Interoperability
 
 What `hf-glmd shrink` and `GLMDTrainer` write is read by the tools below, with no code of ours, whenever removed words are respelt
-(`removed="resegment"`, the default). The tests in `tests/interop` make the table when `make test-interop` runs; models are tiny and
-random, the tokenizers of transformers.js published ones.
+(`removed="resegment"`, the default). The tests in `tests/interop` make the table when `make test-interop` runs. The models are
+tiny and random; published tokenizers are found by the environment variable `HF_GLMD_TEST_DATA`.
 
 """
 _FOOT = """
@@ -28,23 +28,22 @@ _FOOT = """
 
 `hf-glmd shrink` also copies what lies beside the weights and holds nothing of the vocabulary: the modules of a repository of
 sentence-transformers (the tokens of its prompts stay), `preprocessor_config.json` and its kin, and the terms of the licence.
-`generation_config.json` and chat templates are written anew, with the new ids. Left behind are weights in other formats (`.bin`,
-`onnx/`, `.gguf`), which have the old vocabulary, and the model card, which tells of another model. Modules with an entry per token
-(`WordWeights`, `StaticEmbedding` and the like) are refused before anything is counted.
+`generation_config.json` and chat templates are written anew, with the new ids. Left behind are weights in other formats, such as
+`onnx/`, which have the old vocabulary, and the model card, which tells of another model. Modules with an entry per token, such as
+`WordWeights`, are refused before anything is counted.
 
 ## llama.cpp
 
-`convert_hf_to_gguf.py` takes the pre-tokenizer of a byte-level BPE from a hash of the ids of one text. Other ids, another hash: it
-ends with "BPE pre-tokenizer was not recognized" and prints the hash. Put that hash into its `get_vocab_base_pre`, beside the one of the
-original model, as it asks:
+`convert_hf_to_gguf.py` finds the pre-tokenizer of a byte-level BPE by a hash of the ids of one text. With other ids the hash is
+another: the script ends with "BPE pre-tokenizer was not recognized" and prints it. Tell it, in its `get_vocab_base_pre`:
 
 ```python
 if chkhsh == "the hash that it printed":
     res = "gpt-2"  # what the function returns for the original model
 ```
 
-Models with byte fallback (Llama 2, Mistral) are converted without that, from `tokenizer.json`. The scores that `tokenizer.model` held
-are then lost, as for any model that has no such file, and llama.cpp may split some words otherwise than `transformers` does.
+Models with byte fallback (Llama 2, Mistral) are converted without that, from `tokenizer.json`. The scores that `tokenizer.model`
+held are lost then, as for any model without that file, and llama.cpp may split some words otherwise than `transformers` does.
 """
 
 

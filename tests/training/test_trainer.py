@@ -115,8 +115,9 @@ def test_two_processes_train_as_one(tmp_path):
     for name in ("eval_loss", "eval_kl", "eval_agreement"):
         assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5)
     for name in ("loss", "grad_norm"):
-        # The 4th step is an epoch's last, of 5 rows: two processes see 6, as accelerate repeats one. Before it they are equal.
-        assert [log[name] for log in two["logs"][:3]] == pytest.approx([log[name] for log in one["logs"][:3]], rel=1e-4)
+        # The 4th step is an epoch's last, of 5 rows: accelerate gives two processes 6, but the repeated one does not count.
+        assert [log[name] for log in two["logs"]] == pytest.approx([log[name] for log in one["logs"]], rel=1e-5)
+    assert (two["weights"] - one["weights"]).norm() <= 1e-5 * one["weights"].norm()
 
 
 def _environment() -> dict[str, str]:
@@ -363,7 +364,6 @@ def test_a_teacher_of_nan_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"compute_metrics": lambda prediction: {}}, "compute_metrics"),
         ({"processing_class": None}, "processing_class is missing"),
     ],
 )
