@@ -68,6 +68,7 @@ def test_a_push_that_fails_leaves_the_smaller_model(hub, tmp_path, capsys):
     assert (tmp_path / "small" / "model.safetensors").is_file() and hub.files(REPO) == {}
 
 
+@pytest.mark.slow
 def test_a_recipe_pushes_its_student_at_the_end_and_again_when_that_failed(hub, tmp_path, monkeypatch, capsys):
     none = dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
     section = {"repo": REPO, "private": True}

@@ -55,7 +55,8 @@ class Sizes:
         layers = getattr(config, "num_hidden_layers", None)
         if layers is not None and getattr(config, "is_encoder_decoder", False):
             layers += getattr(config, "num_decoder_layers", None) or 0
-        return cls(model.config.name_or_path or "", layers, config.vocab_size, sum(part.numel() for part in model.parameters()))
+        parameters = sum(getattr(part, "ds_numel", part.numel()) for part in model.parameters())  # ZeRO-3 leaves empty ones
+        return cls(model.config.name_or_path or "", layers, config.vocab_size, parameters)
 
 
 def pipeline_tag_of(model: nn.Module) -> str:
