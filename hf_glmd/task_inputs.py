@@ -186,6 +186,7 @@ class TaskInputs:
     def add_examples(self, more: datasets.Dataset) -> None:
         """For the student, beside those it has."""
         self.data["student"] = datasets.concatenate_datasets([self.data["student"], more])
+        self._written = {key: parts for key, parts in self._written.items() if key[0] != "student"}
 
     def check_examples(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes all questions that the teacher will be asked, which takes no more time than later.

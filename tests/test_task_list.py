@@ -102,9 +102,10 @@ def test_words_of_a_csv_table_are_replaced_too(tmp_path):
     copies = given.copies_with_replaced_words(logits_at, given.teacher.teacher_tokenizer, torch.device("cpu"))
     assert 20 < len(copies) and not set(copies["text"]) & {"walk talk read jump"}
     assert all(text.startswith("one ") for text in copies["one"]) and set(copies["two"]) == {"two"}
-    before = len(given.data["student"])
+    before = given.questions("student", given.teacher.teacher_tokenizer, labelled=False)
     given.add_examples(copies)
-    assert len(given.questions("student", given.teacher.teacher_tokenizer, labelled=False)) == before + len(copies)
+    after = given.questions("student", given.teacher.teacher_tokenizer, labelled=False)
+    assert len(after) == len(before) + len(copies)
 
 
 def test_the_best_checkpoint_is_not_chosen_by_what_is_scored(tmp_path):
