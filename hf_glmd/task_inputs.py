@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from hf_glmd.tasks.loading import load_task_data
 from hf_glmd.tasks.questions import QuestionWriter
 from hf_glmd.tasks.replacement import WordReplacer
 from hf_glmd.tasks.rewordings import chosen_patterns, encode_reworded
+from hf_glmd.tasks.task_metric import TaskMetric
 
 HELD_OUT_SHARE, HELD_OUT_ROWS = 0.1, 1000
 """Of the training examples, for choosing the teacher's best checkpoint, where nothing else is left but what is scored."""
@@ -121,9 +123,24 @@ class TaskInputs:
             train=train,
             student=self._student_examples(train),
             validation=held_out,
-            test=first_rows(test, section.max_test, self.seed),
+            test=self._whole_questions(test),
             **{f"predict_{split}": part for split, part in more.items()},
         )
+
+    def _whole_questions(self, test: datasets.Dataset) -> datasets.Dataset:
+        """At most `max_test` examples, and with each all that it is judged together with (the answer options of MultiRC)."""
+        count, metric = self.section.max_test, self.task.metric
+        if count is None or len(test) <= count or not isinstance(metric, TaskMetric):
+            return first_rows(test, count, self.seed)
+        rows: dict[Any, list[int]] = {}
+        for row, key in enumerate(metric.judged_together(test)):
+            rows.setdefault(key, []).append(row)
+        groups, chosen = list(rows.values()), []
+        for number in np.random.default_rng(self.seed).permutation(len(groups)):
+            if chosen and len(chosen) + len(groups[number]) > count:
+                break
+            chosen += groups[number]
+        return test.select(sorted(chosen))
 
     def _student_examples(self, train: datasets.Dataset) -> datasets.Dataset:
         """The training examples and the unlabelled ones, without gold answers."""
@@ -186,6 +203,7 @@ class TaskInputs:
     def add_examples(self, more: datasets.Dataset) -> None:
         """For the student, beside those it has."""
         self.data["student"] = datasets.concatenate_datasets([self.data["student"], more])
+        self._written = {key: parts for key, parts in self._written.items() if key[0] != "student"}
 
     def check_examples(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes all questions that the teacher will be asked, which takes no more time than later.

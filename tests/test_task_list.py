@@ -5,6 +5,7 @@ import json
 import datasets
 import pytest
 import recipe_helpers
+import tasks_helpers
 import torch
 import vocab_helpers
 import yaml
@@ -102,9 +103,28 @@ def test_words_of_a_csv_table_are_replaced_too(tmp_path):
     copies = given.copies_with_replaced_words(logits_at, given.teacher.teacher_tokenizer, torch.device("cpu"))
     assert 20 < len(copies) and not set(copies["text"]) & {"walk talk read jump"}
     assert all(text.startswith("one ") for text in copies["one"]) and set(copies["two"]) == {"two"}
-    before = len(given.data["student"])
+    before = given.questions("student", given.teacher.teacher_tokenizer, labelled=False)
     given.add_examples(copies)
-    assert len(given.questions("student", given.teacher.teacher_tokenizer, labelled=False)) == before + len(copies)
+    after = given.questions("student", given.teacher.teacher_tokenizer, labelled=False)
+    assert len(after) == len(before) + len(copies)
+
+
+def test_questions_are_scored_whole_if_not_all_are(tmp_path):
+    """MultiRC counts a question as right if all of its options are judged right: some of them say nothing."""
+    answers = [{"text": "walk", "label": number % 2, "idx": number} for number in range(3)]
+    lines = [
+        {
+            "idx": number,
+            "passage": {"text": "talk", "questions": [{"question": f"q{n}", "idx": n, "answers": answers} for n in (0, 1)]},
+        }
+        for number in range(20)
+    ]
+    for split in ("train", "val"):
+        tasks_helpers.write_lines(tmp_path / "MultiRC" / f"{split}.jsonl", lines)
+    test = task_inputs(tmp_path, name="multirc", max_test=10).data["test"]
+    keys = [(idx["paragraph"], idx["question"]) for idx in test["idx"]]
+    assert len(test) == 9 and [keys.count(key) for key in keys] == [3] * 9
+    assert len({key[0] for key in keys}) > 1, "drawn from all of the passages"
 
 
 def test_the_best_checkpoint_is_not_chosen_by_what_is_scored(tmp_path):

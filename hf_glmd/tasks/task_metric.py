@@ -60,6 +60,10 @@ class TaskMetric(evaluate.Metric):
         predictions, references = task.numbered_answers(data, chosen)
         return {"predictions": predictions, "references": references}
 
+    def judged_together(self, data: datasets.Dataset) -> list[Any]:
+        """For each example a key that it shares with those it is judged together with: by itself each is."""
+        return list(range(len(data)))
+
     def _info(self) -> evaluate.MetricInfo:
         description = f"{self.__name__}: the mean of {', '.join(self._formulas)}" if len(self._formulas) > 1 else self.__name__
         return evaluate.MetricInfo(
@@ -98,6 +102,9 @@ class QuestionMetric(TaskMetric):
         predictions, references = task.numbered_answers(data, chosen)
         pairs = zip(data["idx"][:], predictions.tolist(), strict=True)
         return {"predictions": [{"idx": idx, "prediction": number} for idx, number in pairs], "references": references}
+
+    def judged_together(self, data: datasets.Dataset) -> list[Any]:
+        return [(idx["paragraph"], idx["question"]) for idx in data["idx"][:]]
 
     def _values(self, predictions: Sequence[Mapping[str, Any]], references: Sequence[int]) -> dict[str, float]:
         numbers = np.array([prediction["prediction"] for prediction in predictions])
