@@ -24,7 +24,7 @@ CARRIED = {
     "preprocessor_config.json": '{"size": 8}',
     "sentence_bert_config.json": '{"max_seq_length": 24}',
 }
-LEFT = ("README.md", "pytorch_model.bin", "onnx/model.onnx", "training_args.bin", "rng/LICENSE")
+LEFT = ("pytorch_model.bin", "onnx/model.onnx", "training_args.bin", "rng/LICENSE")
 
 
 def modules(*entries: tuple[str, str]) -> str:
@@ -43,7 +43,13 @@ def repository(folder: Path, *, modules_json: str | None = None, **files: str) -
     tokenizer.save_pretrained(folder)
     if modules_json is None:
         modules_json = modules(("1_Pooling", POOLING), ("2_Dense", "x.Dense"), ("3_Normalize", "x.Normalize"))
-    for name, content in {**CARRIED, "modules.json": modules_json, **dict.fromkeys(LEFT, "?"), **files}.items():
+    for name, content in {
+        **CARRIED,
+        "modules.json": modules_json,
+        **dict.fromkeys(LEFT, "?"),
+        "README.md": "old",
+        **files,
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     (folder.parent / "corpus.txt").write_text("\n".join(vocab_helpers.texts(80)))
@@ -62,6 +68,7 @@ def test_all_that_is_still_true_goes_along(tmp_path, capsys):
     for name in [*CARRIED, "modules.json"]:
         assert (small / name).read_bytes() == (source / name).read_bytes()
     assert not any((small / name).exists() for name in LEFT)
+    assert len((small / "README.md").read_text(encoding="utf-8")) > len("old")  # a card of its own
     assert AutoModel.from_pretrained(small).config.vocab_size == 131
     assert "markness" in AutoTokenizer.from_pretrained(small).get_vocab()  # of the prompt, and rare in the corpus
 

@@ -58,8 +58,8 @@ class PublishingTrainer(TokenMeanTrainer):
         if self.args.should_save:
             self._write_card(output_dir or self.args.output_dir)
 
-    def _write_card(self, folder: str, **said: Any) -> None:
-        (Path(folder) / CARD).write_text(training_card(self, load_from=folder, **said), encoding="utf-8")
+    def _write_card(self, folder: str | os.PathLike[str], **said: Any) -> None:
+        (Path(folder) / CARD).write_text(training_card(self, load_from=str(folder), **said), encoding="utf-8")
 
     def create_model_card(
         self,
