@@ -35,7 +35,7 @@ def word_samples(
     number: int = WORD_SAMPLES,
     seed: int = 0,
 ) -> list[WordSample]:
-    """The likeliest tokens of both models at one word of some rows.
+    """The likeliest tokens of both models at one token with letters of some rows.
 
     Args:
         student, tokenizer: of one vocabulary; a causal model is asked for the next word, and reads nothing behind it.
@@ -48,7 +48,9 @@ def word_samples(
     with evaluating(student):
         for row in choice.permutation(len(rows)).tolist():
             ids = rows[row]["input_ids"]
-            places = [place for place, token in enumerate(ids) if place > 0 and token not in special]
+            places = [
+                place for place, token in enumerate(ids) if place > 0 and token not in special and _has_letter(token, tokenizer)
+            ]
             if not places:
                 continue
             place = int(choice.choice(places))
@@ -69,6 +71,11 @@ def word_samples(
             if len(samples) == number:
                 break
     return samples
+
+
+def _has_letter(token: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Commas and brackets tell little about what a model knows."""
+    return any(char.isalpha() for char in tokenizer.decode([token]))
 
 
 def _likeliest(logits: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, float]]:

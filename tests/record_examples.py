@@ -31,7 +31,7 @@ WORD_SAMPLES = [
     WordSample(
         "the", "of the list is returned", "length", [("length", 0.613), ("<b>", 0.207)], [("size", 0.311), ("length", 0.293)]
     ),
-    WordSample("語 {{ 7 * 7 }}", "", "\n", [(" ", 0.999)], [("\n", 0.0131)]),
+    WordSample("語 {{ 7 * 7 }}", "", "\n", [(" ", 0.9961), ("``", 0.0039)], [("\n", 0.0131)]),
 ]
 ANSWER_SAMPLES = [
     AnswerSample("from ___ : <script>alert(1)</script> & more", "torch", "torch", "numpy"),

@@ -150,6 +150,7 @@ def test_a_list_of_tasks_has_a_mean_and_stages_of_their_own(folders):
 def test_both_models_words_and_answers_stand_side_by_side(folders):
     page = page_of(folders["run"])
     assert "the length of the list is returned teacher length 61% <b> 21% student size 31% length 29%" in page.text
+    assert "␣ 100% `` <1% student \\n 1%" in page.text
     assert "from ___ : <script>alert(1)</script> & more right torch teacher torch student numpy" in page.text
     marked = [attributes for tag, attributes in page.tags if tag == "dd" and attributes.get("class") == "right"]
     assert len(marked) == 1, "only the teacher is right"

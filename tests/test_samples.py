@@ -31,6 +31,7 @@ def test_words_have_the_likeliest_tokens_of_both_models(reader):
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows["input_ids"][:]]
     for sample in samples:
         assert sample.teacher == sample.student, "a model agrees with itself"
+        assert any(char.isalpha() for char in sample.hidden)
         shares = [share for _, share in sample.teacher]
         assert len(shares) == 3 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
         whole = " ".join(part for part in (sample.before, sample.hidden, sample.behind) if part)
