@@ -39,7 +39,14 @@ CASES: dict[str, dict[str, Any]] = {
     "several teachers": {"teachers": 2, "max_steps": 3},
     # 10 questions, 4 at a time: the last 2 go to one of two processes, and the other one's are repetitions.
     "answers": {"objective": "soft_label", "batch": 4, "max_steps": 6},
-    "resumed": {"vocab_map": "yes", "save_strategy": "steps", "save_steps": 10},
+    # With an optimizer that has something to remember.
+    "resumed": {
+        "vocab_map": "yes",
+        "save_strategy": "steps",
+        "save_steps": 10,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-3,
+    },
 }
 
 

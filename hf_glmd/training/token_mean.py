@@ -73,6 +73,14 @@ class TokenMeanTrainer(Trainer):
 
             self.accelerator.prepare = prepare_shardable
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if (
+            state_dict is not None
+        ):  # gathered from the processes, and tied weights, being no more one tensor, would be saved twice
+            tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+            state_dict = {name: weight for name, weight in state_dict.items() if tied.get(name) not in state_dict}
+        super()._save(output_dir, state_dict)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())  # saved once, under the other name
         missing = [name for name in load_result.missing_keys if name not in tied]
