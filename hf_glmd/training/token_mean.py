@@ -74,11 +74,12 @@ class TokenMeanTrainer(Trainer):
             self.accelerator.prepare = prepare_shardable
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if (
-            state_dict is not None
-        ):  # gathered from the processes, and tied weights, being no more one tensor, would be saved twice
+        if state_dict is not None:
+            # Gathered from the processes, tied weights are one tensor no more, and would be saved twice.
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-            state_dict = {name: weight for name, weight in state_dict.items() if tied.get(name) not in state_dict}
+            pairs = [(name, tied[name]) for name in state_dict if tied.get(name) in state_dict]
+            twice = {name for name, source in pairs if torch.equal(state_dict[name], state_dict[source])}
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in twice}
         super()._save(output_dir, state_dict)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

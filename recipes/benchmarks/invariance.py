@@ -157,7 +157,7 @@ def train(name: str, cut: Cut, steps: int, folder: Path) -> None:
         "gradient_accumulation_steps": cut.accumulation,
         "max_steps": steps,
         "optim": "sgd",
-        "learning_rate": 1.0,
+        "learning_rate": 0.1,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 1e9,  # nothing is clipped, but the norm is logged
         "logging_steps": 1,
