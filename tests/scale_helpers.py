@@ -5,6 +5,7 @@ accelerate launch --config_file recipes/accelerate/zero3.yaml tests/scale_helper
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import training_helpers as helpers
 import vocab_helpers
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+
+from hf_glmd import ClozeTask
 
 STEPS = 20
 ROWS = 24
@@ -34,7 +37,20 @@ CASES: dict[str, dict[str, Any]] = {
     "causal, tied": {"kind": "qwen2-tied"},
     "softcap": {"kind": "gemma2", "temperature": 2.0, "max_steps": 3},
     "several teachers": {"teachers": 2, "max_steps": 3},
+    # 10 questions, 4 at a time: the last 2 go to one of two processes, and the other one's are repetitions.
+    "answers": {"objective": "soft_label", "batch": 4, "max_steps": 6},
+    # With an optimizer that has something to remember.
+    "resumed": {
+        "vocab_map": "yes",
+        "save_strategy": "steps",
+        "save_steps": 10,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-3,
+    },
 }
+
+
+TASK = ClozeTask("verbs", "call {mask} : {text}", {"yes": "walk", "no": "talk", "maybe": "jump"})
 
 
 def settings(case: str, processes: int) -> dict[str, Any]:
@@ -48,6 +64,9 @@ def settings(case: str, processes: int) -> dict[str, Any]:
     if teachers > 1:
         models["teacher"] = [models["teacher"], helpers.teacher().half().float()]
     rows, held_out = helpers.rows(ROWS), helpers.rows(11)
+    if given.get("objective") == "soft_label":
+        texts = datasets.Dataset.from_dict({"text": vocab_helpers.texts(10)})
+        rows = held_out = TASK.encode(texts, helpers.TOKENIZER, 20, labelled=False)
     if given.pop("vocab_map", None):
         models |= {"model": helpers.student(vocab_size=97), "vocab_map": vocab_helpers.tiny_map()}
         rows, held_out = (
@@ -70,24 +89,22 @@ def _opinionated(kind: str) -> torch.nn.Module:
     return model
 
 
-def run(case: str, folder: Path, processes: int = 1, **more: Any) -> dict[str, Any]:
+def run(case: str, folder: Path, processes: int = 1, resume: str | None = None, **more: Any) -> dict[str, Any]:
     """What a case comes to: scores before and after, logs, and the weights as they were saved."""
     given = settings(case, processes)
     trainer = helpers.trainer(folder, **given, **more)
     start = [parameter.detach().clone() for parameter in given["model"].parameters()]
     before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=more.get("resume_from_checkpoint"))
+    trainer.train(resume_from_checkpoint=resume)
     after = trainer.evaluate()
     trainer.save_model(str(folder / "saved"))
     trainer.accelerator.wait_for_everyone()
-    saved = type(given["model"]) if processes == 1 else None
     return {
         "before": before,
         "after": after,
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "start": torch.cat([value.flatten() for value in start]),
         "sharded": _held(trainer.teacher),
-        "class": saved,
     }
 
 
@@ -106,6 +123,10 @@ def main(folder: str, *cases: str) -> None:
     for number, case in enumerate(cases):
         place = Path(folder) / str(number)
         result = run(case, place, processes=2, use_cpu=False, ddp_backend="gloo")
+        if case == "resumed":  # from its middle on, once more
+            shutil.rmtree(place / "saved", ignore_errors=True)
+            checkpoint = str(place / "checkpoint-10")
+            result = run(case, place, processes=2, resume=checkpoint, use_cpu=False, ddp_backend="gloo")
         if PartialState().is_main_process:
             torch.save(result, place / "result.pt")
 

@@ -108,3 +108,30 @@ def test_the_scoring_benchmark_compares_the_same_batches(tmp_path, capsys):
     for row in (single, several):
         assert row["ratio"] == pytest.approx(row["scoring_s"] / row["bare_s"]) and row["bare_s"] > 0
     assert "target 1.3" in capsys.readouterr().out
+
+
+def test_the_table_of_invariance_compares_each_cut_with_the_first(tmp_path, capsys):
+    output = tmp_path / "results" / "invariance.json"
+    cuts = ["--cuts", "12x1x1", "3x4x1", "--steps", "2"]
+    assert load("invariance").main(["--trainers", "hf_glmd", *cuts, "--output", str(output)]) == 0
+    table = capsys.readouterr().out
+    rows = json.loads(output.read_text())[0]["rows"]
+    assert [row["cut"]["accumulation"] for row in rows] == [1, 4] and len(table.splitlines()) == 4
+    assert rows[0]["loss"] > 0.01 and rows[0]["loss_error"] == 0
+    assert 0 < rows[1]["weight_error"] < 1e-5 and rows[1]["met"] is True
+    assert len(list(csv.DictReader(output.with_name("benchmarks.csv").open()))) == 2
+    with pytest.raises(SystemExit):
+        load("invariance").main(["--cuts", "12x1x1", "3x2x1", "--output", str(output)])
+
+
+def test_a_trainer_that_is_missing_or_fails_says_so_in_the_table_of_invariance():
+    benchmark = load("invariance")
+    rows = [benchmark.Row("trl GKDTrainer", benchmark.Cut.of(cut)) for cut in ("12x1x1", "6x1x2:zero3")]
+    found = {"loss": [2.0, 1.0], "gradient_norm": [1.0, 1.0], "weights": benchmark.torch.ones(4)}
+    benchmark.compare(rows[0], found, found)
+    benchmark.compare(rows[1], "ValueError: no", found)
+    assert rows[0].met is True and rows[1].met is None
+    assert "ValueError: no" in benchmark.table_of(rows).splitlines()[-1]
+    halved = benchmark.Row("trl GKDTrainer", benchmark.Cut.of("6x1x2"))
+    benchmark.compare(halved, found | {"gradient_norm": [0.5, 1.0]}, found)
+    assert halved.gradient_error == 0.5 and halved.met is False

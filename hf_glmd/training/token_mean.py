@@ -73,6 +73,15 @@ class TokenMeanTrainer(Trainer):
 
             self.accelerator.prepare = prepare_shardable
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if state_dict is not None:
+            # Gathered from the processes, tied weights are one tensor no more, and would be saved twice.
+            tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+            pairs = [(name, tied[name]) for name in state_dict if tied.get(name) in state_dict]
+            twice = {name for name, source in pairs if torch.equal(state_dict[name], state_dict[source])}
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in twice}
+        super()._save(output_dir, state_dict)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())  # saved once, under the other name
         missing = [name for name in load_result.missing_keys if name not in tied]

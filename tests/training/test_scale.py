@@ -7,13 +7,21 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scale_helpers
 import torch
+import training_helpers as helpers
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+from torch.distributed.fsdp import StateDictType
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from hf_glmd import UsageError
+from hf_glmd.training.preparation import check_distribution
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "recipes" / "accelerate"
@@ -43,7 +51,7 @@ def check(case: str, folder: Path, one_folder: Path, sharded_teacher: bool) -> N
     """Beside one process: within 1e-5, the weights within 1e-5 of how far they moved."""
     several, one = torch.load(folder / "result.pt", weights_only=False), scale_helpers.run(case, one_folder)
     for when in ("before", "after"):
-        for name in ("eval_loss", "eval_kl", "eval_agreement", "eval_teacher_entropy", "eval_cross_entropy"):
+        for name in ("eval_loss", "eval_kl", "eval_agreement", "eval_teacher_entropy"):
             assert several[when][name] == pytest.approx(one[when][name], rel=1e-5), (case, when, name)
     assert len(several["logs"]) == len(one["logs"]) > 0 and max(log["loss"] for log in one["logs"]) > 0
     for name in ("loss", "grad_norm"):
@@ -57,6 +65,15 @@ def check(case: str, folder: Path, one_folder: Path, sharded_teacher: bool) -> N
     moved = (weights[1] - one["start"]).norm()
     assert moved > 0 and (weights[0] - weights[1]).norm() <= 1e-5 * weights[1].norm(), case
     assert (several["sharded"] < 0.8) == sharded_teacher, f"each process holds {several['sharded']:.0%} of the teacher"
+    for names in zip(*(sorted(path.name for path in (place / "saved").iterdir()) for place in (folder, one_folder)), strict=True):
+        assert names[0] == names[1]
+    configs = [json.loads((place / "saved" / "config.json").read_text()) for place in (folder, one_folder)]
+    assert configs[0] == configs[1]
+    if "save_steps" in scale_helpers.CASES[case]:
+        names = {path.name for path in (folder / "checkpoint-10").iterdir()}
+        assert {"model.safetensors", "tokenizer.json", "vocab_map.safetensors"} <= names
+        size = sum(tensor.numel() for tensor in load_file(folder / "checkpoint-10" / "model.safetensors").values())
+        assert size == weights[1].numel()
 
 
 def down_to_the_smallest_weight(folder: Path) -> Path:
@@ -76,12 +93,32 @@ def down_to_the_smallest_weight(folder: Path) -> Path:
     return folder / "zero3.yaml"
 
 
+QUICK = ("masked", "accumulated", "causal, tied", "resumed")
+REST = tuple(case for case in scale_helpers.CASES if case not in QUICK)
+CASES = pytest.mark.parametrize("cases", [QUICK, pytest.param(REST, marks=pytest.mark.slow)], ids=["most", "rest"])
+
+
 @needs_deepspeed
-def test_zero3_trains_as_one_process(tmp_path):
-    cases = list(scale_helpers.CASES)
+@CASES
+def test_zero3_trains_as_one_process(tmp_path, cases):
     launch(down_to_the_smallest_weight(tmp_path), str(tmp_path), *cases, DS_ACCELERATOR="cpu")
     for number, case in enumerate(cases):
         check(case, tmp_path / str(number), tmp_path / f"{number} by one", sharded_teacher=True)
+
+
+@CASES
+def test_fsdp2_trains_as_one_process(tmp_path, cases):
+    environment = {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    launch(CONFIGS / "fsdp2.yaml", "--gpus-are-cpus", str(tmp_path), *cases, **environment)
+    for number, case in enumerate(cases):
+        check(case, tmp_path / str(number), tmp_path / f"{number} by one", sharded_teacher=True)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_zero2_trains_as_one_process_and_keeps_the_teacher_whole(tmp_path):
+    launch(CONFIGS / "zero2.yaml", str(tmp_path), "cut vocabulary", DS_ACCELERATOR="cpu")
+    check("cut vocabulary", tmp_path / "0", tmp_path / "by one", sharded_teacher=False)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -96,11 +133,53 @@ def test_accelerate_reads_each_config_and_its_first_line_says_how(path):
         assert (REPOSITORY / name).is_file()
 
 
-FSDP_CASES = ("masked", "cut vocabulary", "accumulated", "causal", "causal, tied", "softcap", "untied", "dense")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"sp_size": 2}, r"sequence parallelism \(sp_size=2\) is not supported.*DDP, DeepSpeed ZeRO or FSDP2"),
+        ({"cp_size": 2}, r"context parallelism \(cp_size=2\)"),
+        ({"tp_size": 2}, r"tensor parallelism \(tp_size=2\)"),
+        ({"distributed_type": DistributedType.MEGATRON_LM}, "MEGATRON_LM is not supported"),
+        ({"num_processes": 3}, "1 processes were started, but each of them sees 3"),
+        ({"n_gpu": 2}, "one process sees 2 GPUs"),
+        ({"zero_stage": 3}, "ZeRO-3 would save no whole weights. Set zero3_save_16bit_model: true"),
+        ({"autotp_size": 4}, r"tensor parallelism \(tp_size=4\)"),
+        ({"fsdp_version": 1}, "fsdp_version=1 is not supported"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "fsdp_state_dict_type=SHARDED_STATE_DICT would save no whole weights"),
+        ({"cpu_ram_efficient_loading": True}, "Set fsdp_cpu_ram_efficient_loading: false"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_would_train_wrongly_is_refused(monkeypatch, setting, message):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UsageError, match=message):
+        check_distribution(*distribution(**setting))
+    check_distribution(*distribution(**{"zero_stage": 2} if "size" in next(iter(setting)) else {}))
 
 
-def test_fsdp2_trains_as_one_process(tmp_path):
-    environment = {"ACCELERATE_TORCH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    launch(CONFIGS / "fsdp2.yaml", "--gpus-are-cpus", str(tmp_path), *FSDP_CASES, **environment)
-    for number, case in enumerate(FSDP_CASES):
-        check(case, tmp_path / str(number), tmp_path / f"{number} by one", sharded_teacher=True)
+def distribution(**settings):
+    """What `check_distribution` looks at: of one process, but for the settings."""
+    given = {"distributed_type": DistributedType.NO, "num_processes": 1, "n_gpu": 1} | settings
+    if "zero_stage" in given or "autotp_size" in given:
+        given["distributed_type"] = DistributedType.DEEPSPEED
+    if given.keys() & {"fsdp_version", "state_dict_type", "cpu_ram_efficient_loading"}:
+        given["distributed_type"] = DistributedType.FSDP
+    zero = {"zero_optimization": {}, "tensor_parallel": {"autotp_size": given.get("autotp_size", 1)}}
+    fsdp = {"fsdp_version": 2, "cpu_ram_efficient_loading": False, "state_dict_type": "FULL_STATE_DICT"} | settings
+    fsdp["state_dict_type"] = StateDictType[fsdp["state_dict_type"]]
+    accelerator = SimpleNamespace(
+        distributed_type=given["distributed_type"],
+        num_processes=given["num_processes"],
+        parallelism_config=SimpleNamespace(**settings),
+        deepspeed_plugin=SimpleNamespace(zero_stage=given.get("zero_stage", 2), deepspeed_config=zero),
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**fsdp)),
+    )
+    return accelerator, SimpleNamespace(n_gpu=given["n_gpu"]), torch.nn.Identity()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs know of each other")
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    """As `torchrun` on CPUs without use_cpu=True: accelerate says nothing, and each process would train by itself."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="2 processes were started, but each of them sees 1, and would train by itself"):
+        helpers.trainer(tmp_path, use_cpu=False)
