@@ -29,7 +29,7 @@ _FOOT = """
 `hf-glmd shrink` also copies what lies beside the weights and holds nothing of the vocabulary: the modules of a repository of
 sentence-transformers (the tokens of its prompts stay), `preprocessor_config.json` and its kin, and the terms of the licence.
 `generation_config.json` and chat templates are written anew, with the new ids. Left behind are weights in other formats, such as
-`onnx/`, which have the old vocabulary, and the model card, which tells of another model. Modules with an entry per token, such as
+`onnx/`, which have the old vocabulary; the model card is a new one. Modules with an entry per token, such as
 `WordWeights`, are refused before anything is counted.
 
 ## llama.cpp
