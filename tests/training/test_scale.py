@@ -157,6 +157,15 @@ def test_what_would_train_wrongly_is_refused(monkeypatch, setting, message):
     check_distribution(*distribution(**{"zero_stage": 2} if "size" in next(iter(setting)) else {}))
 
 
+@pytest.mark.parametrize("what", ["DEEPSPEED", "FSDP"])
+def test_sharding_that_accelerate_leaves_out_is_refused(monkeypatch, what):
+    """As with use_cpu=True, whereupon accelerate goes on without it."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv(f"ACCELERATE_USE_{what}", "true")
+    with pytest.raises(UsageError, match=f"{what} was asked for, but accelerate uses NO"):
+        check_distribution(*distribution())
+
+
 def distribution(**settings):
     """What `check_distribution` looks at: of one process, but for the settings."""
     given = {"distributed_type": DistributedType.NO, "num_processes": 1, "n_gpu": 1} | settings
