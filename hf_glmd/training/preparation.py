@@ -117,11 +117,8 @@ def check_distribution(accelerator: Accelerator, args: TrainingArguments, model:
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise UsageError(f"{kind.value} is not supported. Use DDP, DeepSpeed ZeRO or FSDP2: see recipes/accelerate.")
-    for asked, variable in (
-        (DistributedType.DEEPSPEED, "ACCELERATE_USE_DEEPSPEED"),
-        (DistributedType.FSDP, "ACCELERATE_USE_FSDP"),
-    ):
-        if os.environ.get(variable, "").lower() == "true" and kind != asked:
+    for asked in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        if os.environ.get(f"ACCELERATE_USE_{asked.value}", "").lower() == "true" and kind != asked:
             raise UsageError(
                 f"{asked.value} was asked for, but accelerate uses {kind.value}. Both need GPUs; on CPUs use multi_cpu.yaml of "
                 "recipes/accelerate, or, for DeepSpeed, use_cpu=False with ddp_backend='gloo' and DS_ACCELERATOR=cpu."
