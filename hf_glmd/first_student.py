@@ -45,6 +45,7 @@ def make_first_student(folder: Path, given: Inputs) -> dict[str, Any]:
                 *(token for one in given.tasks for token in one.task.keep_tokens(given.teacher_tokenizer)),
             ],
             removed=section.removed,
+            embeddings=teacher.get_input_embeddings().weight.detach() if section.removed == "nearest" else None,
             multiple_of=section.multiple_of,
         )
         vocab.verify(texts[:VERIFIED_TEXTS][recipe.corpus.column], model=teacher)

@@ -12,6 +12,7 @@ import yaml
 from hf_glmd.cli import run_recipe_command
 from hf_glmd.records import RunRecord
 from hf_glmd.run_folder import last_complete_checkpoint
+from hf_glmd.tokenizer_files import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,15 @@ def test_word_prediction_alone_from_a_random_start(tmp_path, capsys):
     assert record.task is None and record.student.vocabulary == 211 and record.vocab.coverage == 1.0
     assert run_recipe_command([*options, "--overwrite"]) == 0
     assert "Finished earlier" not in capsys.readouterr().out
+
+
+def test_similar_tokens_may_stand_for_removed_ones(tmp_path):
+    recipe = recipe_helpers.write_inputs(tmp_path, evaluation={"rows": 4, "speed_batch_sizes": [1], "speed_length": 16})
+    plain = [f"--{name}=null" for name in ("task", "task_teacher", "task_words", "task_answers")]
+    options = [*plain, "--general.max_steps", "1", "--vocab.removed", "nearest"]
+    assert run_recipe_command(["--config", str(recipe), *options]) == 0
+    assert RunRecord.load(tmp_path / "out" / "metrics.json").vocab.removed == "nearest"
+    assert load_tokenizer(tmp_path / "out" / "student").vocab_map.removed == "nearest"
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
