@@ -45,6 +45,7 @@ def test_another_run_uses_them_and_another_teacher_must_not(finished, capsys):
     assert "holds another cache: fingerprint.tokenizer is" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_in_the_output_folder_they_are_removed_when_the_stage_is_done(tmp_path, capsys):
     recipe = recipe_helpers.write_inputs(tmp_path, cache={"kind": "top_k", "k": 16, "epochs": 3})
     words = ["--config", str(recipe), *ALONE, *QUICK, "--general.temperature", "1", "--general.max_steps", "8"]

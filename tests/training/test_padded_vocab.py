@@ -48,8 +48,7 @@ def run(folder, **parts):
     return metrics, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer.model
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("size", [V, 217, 230])
+@pytest.mark.parametrize(("size", "fused"), [(V, True), (217, True), (230, False)])
 def test_it_is_as_if_both_were_cropped_by_hand(tmp_path, padded_teacher, size, fused):
     teacher = AutoModelForMaskedLM.from_pretrained(padded_teacher)
     wanted = run(tmp_path, model=cropped(made(size, 2)), teacher=cropped(teacher), fused_loss=fused)
