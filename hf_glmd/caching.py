@@ -100,7 +100,7 @@ class CacheResult:
 
     def table(self) -> str:
         """For people."""
-        from hf_glmd.cards import markdown_table
+        from hf_glmd.markdown import markdown_table
 
         rows = [
             ("kind", f"{self.kind}, {self.dtype}"),

@@ -113,7 +113,7 @@ class ModelScores:
 
     def table(self) -> str:
         """For people."""
-        from hf_glmd.cards import markdown_table
+        from hf_glmd.markdown import markdown_table
         from hf_glmd.plots import percent
 
         models = [self.model] if self.teacher is None else [self.teacher, self.model]
@@ -151,13 +151,14 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
     # Loaded here, for `hf-glmd evaluate --help` reads the options above and needs none of it.
     from accelerate import PartialState
 
-    from hf_glmd.evaluation import compare_word_predictions, hardware, model_facts
+    from hf_glmd.evaluation import compare_word_predictions, model_facts
+    from hf_glmd.machine import hardware
     from hf_glmd.models.heads import is_masked_lm
     from hf_glmd.tasks.catalogue import task_by_name
     from hf_glmd.tokenizer_files import load_tokenizer
+    from hf_glmd.training.rows import MAX_DEFAULT_LENGTH, readable
     from hf_glmd.training.same_words import check_same_words
     from hf_glmd.training.teachers import LiveTeacher
-    from hf_glmd.training.trainer import MAX_DEFAULT_LENGTH, max_positions
 
     tasks = [task_by_name(name) for name in options.tasks]
     texts = _texts(options)
@@ -175,10 +176,10 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
             raise UsageError(f"'{options.model}' and '{options.teacher}' are of different kinds: one fills blanks, one goes on.")
         models["teacher"] = (LiveTeacher(teacher.model), own)
     models["model"] = (LiveTeacher(model), tokenizer)
-    readable = min(max_positions(one.model.config) for one, _ in models.values())
-    length = options.max_length or min(readable, tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
-    if length > readable:
-        raise UsageError(f"--max-length {length} is more than the {readable} tokens the models can read.")
+    limit = readable([one.model for one, _ in models.values()])
+    length = options.max_length or min(limit, tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
+    if length > limit:
+        raise UsageError(f"--max-length {length} is more than the {limit} tokens the models can read.")
     words = None
     if texts is not None:
         from hf_glmd.corpora.blocks import pack_blocks

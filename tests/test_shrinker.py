@@ -181,7 +181,14 @@ def test_saved_files_load_in_a_fresh_process(tmp_path):
     vocab.save_pretrained(folder)
     student = build_student(helpers.tiny_model("bert-untied"), num_layers=2, vocab=vocab)
     student.save_pretrained(tmp_path / "model")
-    names = {"tokenizer.json", "tokenizer_config.json", "vocab_map.safetensors", "vocab_report.json", "model.safetensors"}
+    names = {
+        "README.md",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab_map.safetensors",
+        "vocab_report.json",
+        "model.safetensors",
+    }
     assert {p.name for p in folder.iterdir()} == names
     assert {p.name for p in tmp_path.iterdir()} == {"bert", "saved", "model"}  # nothing half-written beside it
     code = (
