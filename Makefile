@@ -11,8 +11,9 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 demo: $(VENV)/installed
 	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)
 
+# On all cores, but for very many: each process loads torch.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 $(ARGS)
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
