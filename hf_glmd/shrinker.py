@@ -142,7 +142,7 @@ class VocabShrinker:
         keep_texts: Iterable[str] = (),
         removed: str = "resegment",
         similarity: str = "dot",
-        embeddings: torch.Tensor | None = None,
+        embeddings: torch.Tensor | np.ndarray | None = None,
         multiple_of: int = 1,
         *,
         alphabet: str | None = None,
@@ -259,7 +259,7 @@ class VocabShrinker:
         required: dict[str, np.ndarray],
         removed: str,
         similarity: str,
-        embeddings: torch.Tensor | None,
+        embeddings: torch.Tensor | np.ndarray | None,
     ) -> Any:
         """The original tokenizer with a map by which a kept token stands for each removed one."""
         from hf_glmd.mapped_tokenizer import MappedTokenizer
@@ -356,7 +356,7 @@ class VocabShrinker:
         return (after.size / before.size if before.size else 1.0), new_unknown
 
 
-def _check_mode(removed: str, similarity: str, embeddings: torch.Tensor | None) -> None:
+def _check_mode(removed: str, similarity: str, embeddings: torch.Tensor | np.ndarray | None) -> None:
     if removed not in REMOVED_MODES:
         raise UsageError(f"removed={removed!r} is unknown: use one of {', '.join(REMOVED_MODES)}.")
     if similarity not in ("dot", "cosine", "euclidean"):

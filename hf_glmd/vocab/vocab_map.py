@@ -233,7 +233,7 @@ class VocabMap:
 
 
 def nearest_kept(
-    embeddings: torch.Tensor,
+    embeddings: torch.Tensor | np.ndarray,
     kept_ids: np.ndarray,
     similarity: str = "dot",
     special_ids: Iterable[int] = (),
@@ -258,6 +258,7 @@ def nearest_kept(
     """
     if similarity not in ("dot", "cosine", "euclidean"):
         raise UsageError(f"similarity={similarity!r} is unknown: use 'dot', 'cosine' or 'euclidean'.")
+    embeddings = torch.as_tensor(embeddings)
     rows = original_size if original_size is not None else int(embeddings.shape[0])
     if embeddings.ndim != 2 or not embeddings.is_floating_point() or embeddings.shape[0] < rows:
         raise UsageError(

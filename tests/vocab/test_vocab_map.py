@@ -173,6 +173,7 @@ def test_the_first_maximum_is_that_of_a_plain_search(scores, block):
 def test_nearest_kept_is_never_a_special_token():
     table = torch.ones(6, 4)
     assert nearest_kept(table, np.array([0, 2, 4]), "dot", special_ids=[0]).tolist() == [0, 1, 1, 1, 2, 1]
+    assert nearest_kept(table.numpy(), np.array([0, 2, 4]), "dot", special_ids=[0]).tolist() == [0, 1, 1, 1, 2, 1]
     with pytest.raises(UsageError, match="Only special"):
         nearest_kept(table, np.array([0]), special_ids=[0])
     with pytest.raises(UsageError, match="must be kept"):
