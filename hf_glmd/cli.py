@@ -268,10 +268,13 @@ def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
 
         print_plan(recipe)
     else:
+        from accelerate import PartialState
+
         from hf_glmd.pipeline import run_recipe
 
         launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
         run_recipe(recipe, arguments.overwrite, command=" ".join([launcher, *sys.argv]))
+        PartialState().destroy_process_group()  # gloo's threads may abort a process that ends without it
 
 
 def _run(program: str, command: Callable[[], int | None]) -> int:

@@ -88,6 +88,7 @@ if trainer.is_world_process_zero():
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     torch.save({"metrics": metrics, "logs": logs, "weights": weights}, sys.argv[1] + "/result.pt")
+trainer.accelerator.state.destroy_process_group()  # gloo's threads may abort a process that ends without it
 """
 
 
