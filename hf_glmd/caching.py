@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glmd.errors import UsageError
-
-
-def _help(text: str, default: Any = None, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text} | more)
+from hf_glmd.options import option
 
 
 @dataclass
@@ -21,8 +18,8 @@ class CacheOptions:
     Raises: UsageError, a value is missing or out of range; all such values are named together.
     """
 
-    model: str = _help("The teacher: a folder, or the name of a model on the Hub.", "")
-    output: str = _help("Folder to write to; if it holds a part of this very cache, that is gone on with.", "")
+    model: str = option("The teacher: a folder, or the name of a model on the Hub.", "")
+    output: str = option("Folder to write to; if it holds a part of this very cache, that is gone on with.", "")
     data: list[str] = field(
         default_factory=list,
         metadata={
@@ -31,34 +28,36 @@ class CacheOptions:
             "(name, name:config or name:config:split)."
         },
     )
-    revision: str | None = _help("Branch, tag or commit of the model on the Hub.")
-    tokenizer: str | None = _help(
+    revision: str | None = option("Branch, tag or commit of the model on the Hub.")
+    tokenizer: str | None = option(
         "The student's tokenizer: a folder, with vocab_map.safetensors if the vocabulary was cut. Unset: the teacher's own."
     )
-    kind: str = _help(
+    kind: str = option(
         "'hidden': what enters the output embedding, good for any temperature and any cut of the vocabulary. 'top_k': the "
         "likeliest tokens alone, for one temperature near 1.",
         "hidden",
     )
-    dtype: str | None = _help(
+    dtype: str | None = option(
         "Of what is stored. hidden: int8 (H + 4 bytes per token), bf16 (2 H), fp16 or fp32; unset: int8. top_k: fp16 or fp32."
     )
-    k: int | None = _help("For top_k: how many tokens. Unset: 64.")
-    temperature: float | None = _help("For top_k: the temperature it will be trained at. Unset: 1.")
-    column: str = _help("Column that holds the text.", "text")
-    target_column: str | None = _help("For encoder-decoders: column of what the decoder reads. Unset: each text is split in two.")
-    max_length: int | None = _help("Token ids per row of text. Unset: what the teacher can read, at most 512.")
-    positions: str = _help("Which positions count in training: 'all', or 'masked' (where a word was hidden).", "all")
-    mask_share: float | None = _help("Share of the words that are hidden. Unset: 0.15 for masked language models, else 0.")
-    epochs: int = _help("How many choices of hidden words to cache of each row; training goes through them in turn.", 1)
-    seed: int = _help("Of these choices: the seed of the training.", 42)
-    separate_documents: bool = _help("For causal models: texts that share a row do not see each other.", False)
-    max_rows: int | None = _help("Cache only that many rows of each split, the first ones.")
-    batch_size: int = _help("Rows that the teacher reads at once.", 32)
-    model_dtype: str | None = _help(
+    k: int | None = option("For top_k: how many tokens. Unset: 64.")
+    temperature: float | None = option("For top_k: the temperature it will be trained at. Unset: 1.")
+    column: str = option("Column that holds the text.", "text")
+    target_column: str | None = option(
+        "For encoder-decoders: column of what the decoder reads. Unset: each text is split in two."
+    )
+    max_length: int | None = option("Token ids per row of text. Unset: what the teacher can read, at most 512.")
+    positions: str = option("Which positions count in training: 'all', or 'masked' (where a word was hidden).", "all")
+    mask_share: float | None = option("Share of the words that are hidden. Unset: 0.15 for masked language models, else 0.")
+    epochs: int = option("How many choices of hidden words to cache of each row; training goes through them in turn.", 1)
+    seed: int = option("Of these choices: the seed of the training.", 42)
+    separate_documents: bool = option("For causal models: texts that share a row do not see each other.", False)
+    max_rows: int | None = option("Cache only that many rows of each split, the first ones.")
+    batch_size: int = option("Rows that the teacher reads at once.", 32)
+    model_dtype: str | None = option(
         "What the teacher computes in: 'fp32', 'bf16' or 'fp16'. Unset: as its checkpoint is stored, on a CPU fp32."
     )
-    shard_mib: float = _help("Size of a file, which is also what is lost when the command is killed.", 256.0)
+    shard_mib: float = option("Size of a file, which is also what is lost when the command is killed.", 256.0)
 
     def __post_init__(self) -> None:
         mistakes = []

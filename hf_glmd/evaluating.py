@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError
+from hf_glmd.options import list_option, option
 from hf_glmd.records import ModelFacts, WordScores
 
 if TYPE_CHECKING:
@@ -21,14 +22,6 @@ SPEED_LENGTH = 128
 """Tokens per row when the speed is measured."""
 
 
-def _help(text: str, default: Any = None, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text} | more)
-
-
-def _list(text: str) -> Any:
-    return field(default_factory=list, metadata={"help": text})
-
-
 @dataclass
 class EvaluateOptions:
     """What `hf-glmd evaluate` can be told; each field's help text is its documentation.
@@ -36,24 +29,24 @@ class EvaluateOptions:
     Raises: UsageError, a value is missing or out of range; all such values are named together.
     """
 
-    model: str = _help("The checkpoint: a folder, or the name of a model on the Hub.", "")
-    teacher: str | None = _help(
+    model: str = option("The checkpoint: a folder, or the name of a model on the Hub.", "")
+    teacher: str | None = option(
         "The model it was made from, to be scored beside it. A smaller vocabulary is found in the folder of the checkpoint."
     )
-    revision: str | None = _help("Branch, tag or commit of the model on the Hub.")
-    teacher_revision: str | None = _help("Branch, tag or commit of the teacher on the Hub.")
-    text: list[str] = _list(
+    revision: str | None = option("Branch, tag or commit of the model on the Hub.")
+    teacher_revision: str | None = option("Branch, tag or commit of the teacher on the Hub.")
+    text: list[str] = list_option(
         "Held-out text: files (.txt, .jsonl, .parquet, also .gz or .xz), folders, patterns, or data sets on the Hub "
         "(name:config:split)."
     )
-    column: str = _help("Column that holds the text.", "text")
-    max_texts: int = _help("Score only that many texts, the first ones.", 2_000)
-    tasks: list[str] = _list("Tasks that come along, e.g. boolq cb sst2, asked as cloze questions.")
-    task_data: str | None = _help("Folder with the tasks' files, or a data set on the Hub (aps/super_glue, nyu-mll/glue).")
-    split: str = _help("Split of the tasks to score; it needs gold answers.", "validation")
-    max_length: int | None = _help("Token ids per row. Unset: what both models can read, at most 512.")
-    batch_size: int = _help("Rows per forward pass; it changes no score.", 32)
-    no_speed: bool = _help("Do not measure tokens per second.", False)
+    column: str = option("Column that holds the text.", "text")
+    max_texts: int = option("Score only that many texts, the first ones.", 2_000)
+    tasks: list[str] = list_option("Tasks that come along, e.g. boolq cb sst2, asked as cloze questions.")
+    task_data: str | None = option("Folder with the tasks' files, or a data set on the Hub (aps/super_glue, nyu-mll/glue).")
+    split: str = option("Split of the tasks to score; it needs gold answers.", "validation")
+    max_length: int | None = option("Token ids per row. Unset: what both models can read, at most 512.")
+    batch_size: int = option("Rows per forward pass; it changes no score.", 32)
+    no_speed: bool = option("Do not measure tokens per second.", False)
 
     def __post_init__(self) -> None:
         mistakes = []

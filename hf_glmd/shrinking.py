@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError
+from hf_glmd.options import list_option, option
 
 if TYPE_CHECKING:
     from hf_glmd.publishing.push import PushResult
     from hf_glmd.shrinker import VocabShrinker
     from hf_glmd.shrunk_vocab import VocabReport
     from hf_glmd.verification import VerifyReport
-
-
-def _help(text: str, default: Any = None, **more: Any) -> Any:
-    return field(default=default, metadata={"help": text} | more)
-
-
-def _list(text: str, **more: Any) -> Any:
-    return field(default_factory=list, metadata={"help": text} | more)
 
 
 @dataclass
@@ -31,42 +24,42 @@ class ShrinkOptions:
     Raises: UsageError, a value is missing or out of range; all such values are named together.
     """
 
-    model: str = _help("The checkpoint: a folder, or the name of a model on the Hub.", "")
-    output: str = _help("Folder to write to.", "")
-    corpus: list[str] = _list(
+    model: str = option("The checkpoint: a folder, or the name of a model on the Hub.", "")
+    output: str = option("Folder to write to.", "")
+    corpus: list[str] = list_option(
         "Text to count: files (.txt, .jsonl, .parquet, also .gz or .xz), folders, patterns such as 'data/*.txt', or data sets on "
         "the Hub (name, name:config or name:config:split)."
     )
-    revision: str | None = _help("Branch, tag or commit of the model on the Hub.")
-    column: str = _help("Column that holds the text.", "text")
-    weights: list[float] = _list("How much each corpus counts, one number per corpus. Unset: 1 each.")
-    max_texts: int | None = _help("Count only that many texts of each corpus, the first ones.")
-    counts: str | None = _help("Counts that an earlier run saved, to be used instead of a corpus or added to it.")
-    save_counts: str | None = _help("Also save the counts to this file.")
-    size: float | None = _help("Share of the tokens to keep (0.5), or their exact number (32000). Unset: 0.5.")
-    coverage: float | None = _help("Or: keep the smallest vocabulary that covers this share of the counted tokens, e.g. 0.999.")
-    min_count: int | None = _help("Or: keep every token that was counted at least this often.")
-    order: str = _help(
+    revision: str | None = option("Branch, tag or commit of the model on the Hub.")
+    column: str = option("Column that holds the text.", "text")
+    weights: list[float] = list_option("How much each corpus counts, one number per corpus. Unset: 1 each.")
+    max_texts: int | None = option("Count only that many texts of each corpus, the first ones.")
+    counts: str | None = option("Counts that an earlier run saved, to be used instead of a corpus or added to it.")
+    save_counts: str | None = option("Also save the counts to this file.")
+    size: float | None = option("Share of the tokens to keep (0.5), or their exact number (32000). Unset: 0.5.")
+    coverage: float | None = option("Or: keep the smallest vocabulary that covers this share of the counted tokens, e.g. 0.999.")
+    min_count: int | None = option("Or: keep every token that was counted at least this often.")
+    order: str = option(
         "Which tokens go first. 'count': the rarest, so that most texts keep their tokens. 'leaf': those that cost the least "
         "length, for BPE; or a file of an order that was saved.",
         "count",
     )
-    keep: list[str] = _list("Tokens that must stay.")
-    keep_texts: list[str] = _list("Files whose texts keep all of their tokens, e.g. prompts.")
-    alphabet: str | None = _help(
+    keep: list[str] = list_option("Tokens that must stay.")
+    keep_texts: list[str] = list_option("Files whose texts keep all of their tokens, e.g. prompts.")
+    alphabet: str | None = option(
         "Single characters that stay: 'seen' in the corpus (and ASCII), 'all', or 'none'. Unset: 'seen'."
     )
-    removed: str = _help(
+    removed: str = option(
         "What happens to removed tokens. 'resegment': their text is split into kept pieces, and the result is plain files. "
         "'nearest': the most similar kept token stands for them, as in the GLMD paper. 'unk': the unknown token does.",
         "resegment",
     )
-    similarity: str = _help("For 'nearest', of the model's input embeddings: 'dot', 'cosine' or 'euclidean'.", "dot")
-    multiple_of: int = _help("Round the size up to a multiple of this, by keeping more tokens.", 1)
-    verify_texts: int = _help("Texts of the corpus on which the result is compared with the original.", 2_000)
-    overwrite: bool = _help("Replace what an earlier run left in the output folder.", False)
-    push_to_hub: str | None = _help("Also push the result to this repository on the Hub, user/name.", metavar="REPO")
-    private: bool = _help("Of the repository, if it is new: private.", False)
+    similarity: str = option("For 'nearest', of the model's input embeddings: 'dot', 'cosine' or 'euclidean'.", "dot")
+    multiple_of: int = option("Round the size up to a multiple of this, by keeping more tokens.", 1)
+    verify_texts: int = option("Texts of the corpus on which the result is compared with the original.", 2_000)
+    overwrite: bool = option("Replace what an earlier run left in the output folder.", False)
+    push_to_hub: str | None = option("Also push the result to this repository on the Hub, user/name.", metavar="REPO")
+    private: bool = option("Of the repository, if it is new: private.", False)
 
     def __post_init__(self) -> None:
         mistakes = []

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from hf_glmd.errors import UsageError
-
-
-def _help(text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": text})
+from hf_glmd.options import option
 
 
 @dataclass
 class PushOptions:
     """What `hf-glmd push` can be told; each field's help text is its documentation."""
 
-    folder: str = _help("The folder of a model, as hf-glmd shrink, a recipe (its student/) or a trainer wrote it.", "")
-    repo: str = _help("Name on the Hub: user/name, organization/name, or name alone for your own.", "")
-    private: bool = _help("Create a private repository. One that exists stays as it is.", False)
-    revision: str | None = _help("Branch to push to; it is made if it is not there. Unset: main.")
-    message: str = _help("Title of the commit.", "Upload model")
-    overwrite: bool = _help("Replace what the repository holds, even if it is no model of hf_glmd; its history stays.", False)
-    dry_run: bool = _help("Only list what would go. Nothing is asked of the Hub.", False)
+    folder: str = option("The folder of a model, as hf-glmd shrink, a recipe (its student/) or a trainer wrote it.", "")
+    repo: str = option("Name on the Hub: user/name, organization/name, or name alone for your own.", "")
+    private: bool = option("Create a private repository. One that exists stays as it is.", False)
+    revision: str | None = option("Branch to push to; it is made if it is not there. Unset: main.")
+    message: str = option("Title of the commit.", "Upload model")
+    overwrite: bool = option("Replace what the repository holds, even if it is no model of hf_glmd; its history stays.", False)
+    dry_run: bool = option("Only list what would go. Nothing is asked of the Hub.", False)
 
     def __post_init__(self) -> None:
         missing = [name.upper() for name in ("folder", "repo") if not getattr(self, name)]
