@@ -258,9 +258,11 @@ def _any_kl_(s: Tensor, t: Tensor, temperature: float) -> Tensor:
     x = torch.where(t == -torch.inf, -torch.inf, x - (log_mass_t - log_mass_s))
     p_s, p_t = torch.exp(y_s - log_mass_s), torch.exp(y_t - log_mass_t)
     change = torch.where(x > _FAR, p_t - p_s, p_s * torch.expm1(x.clamp(max=_FAR)))  # p_t - p_s
-    excess = change.sum(-1, keepdim=True)  # 0 but for rounding
-    p_t = (p_s + change) / (1 + excess)
-    s.copy_((excess * p_s - change) * (temperature / (1 + excess)))
+    mass = p_s.sum(-1, keepdim=True)  # 1 but for rounding, of the logits too
+    excess = change.sum(-1, keepdim=True) / mass  # 0 but for rounding
+    norm = mass * (1 + excess)
+    p_t = (p_s + change) / norm
+    s.copy_((excess * p_s - change) * (temperature / norm))
     return torch.where(p_t == 0, 0.0, p_t * (x - excess.log1p())).sum(-1)  # 0 log 0 is 0
 
 
