@@ -19,8 +19,8 @@ from hf_glmd.errors import UsageError
 from hf_glmd.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, MappedTokenizer
 from hf_glmd.model_card import SourceCard
 from hf_glmd.models.loading import load_config
-from hf_glmd.models.pipeline_tags import pipeline_tag
 from hf_glmd.models.surgery import find_vocabulary_tensors, resize_model
+from hf_glmd.pipeline_tags import pipeline_tag
 from hf_glmd.plots import save_vocabulary_plot
 from hf_glmd.publishing.options import PushOptions
 from hf_glmd.publishing.push import PushResult, push_folder

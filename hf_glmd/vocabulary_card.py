@@ -46,7 +46,7 @@ def render_vocabulary_card(
         original: Hub name or folder of the model, or tokenizer, that was cut; empty: unknown.
         name: of the result.
         load_from: what the usage code loads. Unset: `name`.
-        pipeline_tag: see `hf_glmd.models.pipeline_tags`. None: there is a tokenizer only.
+        pipeline_tag: see `hf_glmd.pipeline_tags`. None: there is a tokenizer only.
         source: what the original model's card says.
         plot: the picture of the cut, relative to the card.
         corpora: what was counted, in words.
