@@ -47,7 +47,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_shrink(commands: Any) -> None:
-    from hf_glmd.shrinking import ShrinkOptions
+    from hf_glmd.shrinking.checkpoint import ShrinkOptions
 
     parser = commands.add_parser(
         "shrink",
@@ -64,8 +64,8 @@ def _add_shrink(commands: Any) -> None:
 
 
 def _shrink(arguments: argparse.Namespace) -> None:
-    from hf_glmd.recipe import build_section
-    from hf_glmd.shrinking import ShrinkOptions, shrink_checkpoint
+    from hf_glmd.recipe.reading import build_section
+    from hf_glmd.shrinking.checkpoint import ShrinkOptions, shrink_checkpoint
 
     _quiet_libraries()
     options = build_section(ShrinkOptions, arguments.config, _given(arguments, ShrinkOptions))
@@ -74,7 +74,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
 
 
 def _add_push(commands: Any) -> None:
-    from hf_glmd.publishing.options import PushOptions
+    from hf_glmd.hub.options import PushOptions
 
     parser = commands.add_parser(
         "push",
@@ -91,8 +91,8 @@ def _add_push(commands: Any) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from hf_glmd.publishing.options import PushOptions
-    from hf_glmd.publishing.push import push_folder
+    from hf_glmd.hub.options import PushOptions
+    from hf_glmd.hub.push import push_folder
 
     if arguments.json:
         from huggingface_hub.utils import disable_progress_bars
@@ -126,8 +126,8 @@ def _distill(arguments: argparse.Namespace) -> int | None:
         if arguments.processes not in (None, 1):
             raise UsageError(f"--processes {arguments.processes} needs --accelerate, e.g. --accelerate ddp.")
         return _run_recipe(arguments, arguments.overrides)
-    from hf_glmd.launching import launch
-    from hf_glmd.recipe import load_recipe
+    from hf_glmd.recipe.config import load_recipe
+    from hf_glmd.recipe.launch import launch
 
     load_recipe(arguments.config, arguments.overrides)  # one process finds what is wrong in less time than many
     words = ["distill", "--config", arguments.config, *(["--overwrite"] if arguments.overwrite else [])]
@@ -155,7 +155,7 @@ def _complete(program: argparse.ArgumentParser, shell: str) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    from hf_glmd.evaluating import EvaluateOptions
+    from hf_glmd.evaluation.checkpoint import EvaluateOptions
 
     parser = commands.add_parser(
         "evaluate",
@@ -171,8 +171,8 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from hf_glmd.evaluating import EvaluateOptions, evaluate_checkpoint
-    from hf_glmd.recipe import build_section
+    from hf_glmd.evaluation.checkpoint import EvaluateOptions, evaluate_checkpoint
+    from hf_glmd.recipe.reading import build_section
 
     _quiet_libraries()
     scores = evaluate_checkpoint(build_section(EvaluateOptions, values=_given(arguments, EvaluateOptions)))
@@ -180,7 +180,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _add_report(commands: Any) -> None:
-    from hf_glmd.report_options import ReportOptions
+    from hf_glmd.reports.options import ReportOptions
 
     parser = commands.add_parser(
         "report",
@@ -195,8 +195,8 @@ def _add_report(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from hf_glmd.report import report_data, write_report
-    from hf_glmd.report_options import ReportOptions
+    from hf_glmd.reports.options import ReportOptions
+    from hf_glmd.reports.page import report_data, write_report
 
     options = ReportOptions(**_given(arguments, ReportOptions))
     if arguments.json:
@@ -206,7 +206,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _add_cache(commands: Any) -> None:
-    from hf_glmd.caching import CacheOptions
+    from hf_glmd.recipe.cache import CacheOptions
 
     parser = commands.add_parser(
         "cache",
@@ -224,8 +224,8 @@ def _add_cache(commands: Any) -> None:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from hf_glmd.caching import CacheOptions, cache_teacher
-    from hf_glmd.recipe import build_section
+    from hf_glmd.recipe.cache import CacheOptions, cache_teacher
+    from hf_glmd.recipe.reading import build_section
 
     _quiet_libraries()
     options = build_section(CacheOptions, arguments.config, _given(arguments, CacheOptions))
@@ -260,17 +260,17 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     _quiet_libraries()
-    from hf_glmd.recipe import load_recipe
+    from hf_glmd.recipe.config import load_recipe
 
     recipe = load_recipe(arguments.config, overrides)
     if arguments.dry_run:
-        from hf_glmd.plan import print_plan
+        from hf_glmd.recipe.plan import print_plan
 
         print_plan(recipe)
     else:
         from accelerate import PartialState
 
-        from hf_glmd.pipeline import run_recipe
+        from hf_glmd.recipe.run import run_recipe
 
         launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
         run_recipe(recipe, arguments.overwrite, command=" ".join([launcher, *sys.argv]))
@@ -321,7 +321,7 @@ def _overridable(argv: Sequence[str]) -> str:
     """What a recipe can say, if somebody asks; to know it takes a while."""
     if not any(word in ("-h", "--help") for word in argv):
         return ""
-    from hf_glmd.recipe import options_help
+    from hf_glmd.recipe.config import options_help
 
     return "Any value of the recipe can be overridden, e.g. --vocab.size 0.25:\n\n" + options_help()
 

@@ -25,11 +25,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_glmd.cards import render_teacher_card
-from hf_glmd.corpora.blocks import pack_blocks
-from hf_glmd.corpora.docstrings import docstring_corpus, library_versions
-from hf_glmd.evaluation import masked_word_accuracy
+from hf_glmd.data.docstrings import docstring_corpus, library_versions
+from hf_glmd.data.packing import pack_blocks
+from hf_glmd.evaluation.words import masked_word_accuracy
 from hf_glmd.models.heads import word_logits
+from hf_glmd.reports.run_card import render_teacher_card
 
 WARM_UP_SHARE = 0.02
 TRAIN_MASK_SHARE = 0.2  # a little above the scored 15%: more predictions per step for the same forward

@@ -16,10 +16,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from hf_glmd import AdaptersOffTeacher, GLMDConfig, GLMDTrainer, LiveTeacher, build_student, docstring_corpus
-from hf_glmd.cards import markdown_table
 from hf_glmd.cli import main as hf_glmd
 from hf_glmd.models.loading import load_word_model
-from hf_glmd.tokenizer_files import load_tokenizer
+from hf_glmd.reports.run_card import markdown_table
+from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 TEACHER = str(Path(__file__).parent / "quickstart_teacher")
 
@@ -39,7 +39,7 @@ def cache(folder: Path, student: Any, *options: str) -> Any:
 
 
 def top_k(folder: Path, student: Any) -> Any:
-    """Its 64 likeliest tokens and the mass of the others, from disk, for T = 1."""
+    """Its 64 top tokens and the mass of the others, from disk, for T = 1."""
     return cache(folder, student, "--kind", "top_k")
 
 
@@ -115,10 +115,10 @@ def main(argv: list[str] | None = None) -> int:
         before = trainer.evaluate()
         seconds = trainer.train().metrics["train_runtime"]
         after = trainer.evaluate()
-        # At T = 1 the loss is the KL; of the likeliest tokens alone it is what is known of it.
+        # At T = 1 the loss is the KL; of the top tokens alone it is what is known of it.
         shown = [f"{metrics['eval_loss']:.3f}" for metrics in (before, after)]
         lines.append([kind, (KINDS[kind].__doc__ or "").strip(), *shown, f"{after['eval_agreement']:.0%}", f"{seconds:.0f}"])
-    heads = ["kind", "what it is", "KL before", "KL after", "same likeliest word", "seconds of training"]
+    heads = ["kind", "what it is", "KL before", "KL after", "same top-1 word", "seconds of training"]
     print("\n" + markdown_table(lines, heads, "llrrrr"))  # noqa: T201
     return 0
 

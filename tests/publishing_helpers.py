@@ -23,7 +23,7 @@ def point_client_at(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    monkeypatch.setattr("hf_glmd.publishing.retries.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("hf_glmd.hub.push.time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", os.devnull)
     if token is None:
         monkeypatch.delenv("HF_TOKEN", raising=False)

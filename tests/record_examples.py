@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hf_glmd.records import (
+from hf_glmd.reports.records import (
     AnswerSample,
     ModelFacts,
     RunRecord,

@@ -11,8 +11,9 @@ import numpy as np
 from record_examples import ANSWER_SAMPLES, TASK_LIST, WORD_SAMPLES, example_record
 from safetensors.numpy import save_file
 
-from hf_glmd.records import RunRecord, write_json
-from hf_glmd.shrunk_vocab import LongTail, ModelSizes, VocabReport
+from hf_glmd.reports.records import RunRecord
+from hf_glmd.reports.vocab_report import LongTail, ModelSizes, VocabReport
+from hf_glmd.utils.files import write_json
 from hf_glmd.vocab.scripts import ScriptShare
 from hf_glmd.vocab.vocab_map import VocabMap
 

@@ -11,8 +11,9 @@ import yaml
 
 from hf_glmd import ClozeTask
 from hf_glmd.cli import _given, parsed
-from hf_glmd.recipe import TaskSection, _build, build_section, load_recipe
-from hf_glmd.shrinking import ShrinkOptions
+from hf_glmd.recipe.config import TaskSection, load_recipe
+from hf_glmd.recipe.reading import build, build_section
+from hf_glmd.shrinking.checkpoint import ShrinkOptions
 
 README = (recipe_helpers.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -62,7 +63,7 @@ def test_its_files_exist():
 
 def test_its_task_is_one():
     (text,) = blocks("yaml")
-    section = _build(TaskSection, yaml.safe_load(text)["task"], "task")
+    section = build(TaskSection, yaml.safe_load(text)["task"], "task")
     assert ClozeTask(section.name, section.pattern, section.verbalizers).columns == ["text"]
 
 

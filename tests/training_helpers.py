@@ -9,7 +9,7 @@ import torch
 import vocab_helpers
 
 from hf_glmd import GLMDConfig, GLMDTrainer
-from hf_glmd.corpora.blocks import pack_blocks
+from hf_glmd.data.packing import pack_blocks
 
 TOKENIZER = vocab_helpers.generic_tokenizer()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from hf_glmd.errors import UsageError
-from hf_glmd.losses.cores import on_each_core
+from hf_glmd.losses.threads import has_fp32_products_of_low_precision, on_each_core
 
 DEFAULT_CHUNK_MIB = 512.0
 """Room for the logits of one slice of tokens, both models'."""
@@ -100,11 +100,6 @@ class LazyLogits:
             out.tanh_().mul_(self.softcap / divisor)
 
 
-def has_fp32_products_of_low_precision(device: torch.device) -> bool:
-    """Whether `torch.mm(..., out_dtype=torch.float32)` takes bf16 and fp16 there."""
-    return device.type == "cuda" and torch.version.hip is None
-
-
 def word_prediction_total(
     student: LazyLogits,
     teacher: LazyLogits,
@@ -166,9 +161,7 @@ def logit_slices(
     N, K = student.hidden.shape[0], student.weight.shape[0]
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     width = math.ceil(K / _ALIGNMENT) * _ALIGNMENT
-    most = max(1, int(chunk_mib * 2**20) // (buffers * width * dtype.itemsize))
-    if student.hidden.device.type == "cpu":
-        most = min(most, _MAX_CPU_ROWS)
+    most = rows_per_slice(chunk_mib, buffers * width * dtype.itemsize, student.hidden.device)
     n = math.ceil(N / max(1, math.ceil(N / most)))  # slices of about one size: a small last one would be slow
     if math.ceil(n / _ALIGNMENT) * _ALIGNMENT <= min(most, N):
         n = math.ceil(n / _ALIGNMENT) * _ALIGNMENT
@@ -180,6 +173,12 @@ def logit_slices(
             logits.write(rows, buffer[:, :K], divisor)
             buffer[:, K:] = pad
         yield rows, slices
+
+
+def rows_per_slice(chunk_mib: float, bytes_per_row: int, device: torch.device) -> int:
+    """How many tokens a slice may hold, 1 at least."""
+    most = max(1, int(chunk_mib * 2**20) // bytes_per_row)
+    return min(most, _MAX_CPU_ROWS) if device.type == "cpu" else most
 
 
 def kl_slice_(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

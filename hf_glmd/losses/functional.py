@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.chunked import (
@@ -21,7 +19,7 @@ from hf_glmd.losses.chunked import (
     word_prediction_total,
     word_prediction_values,
 )
-from hf_glmd.losses.reference import dense_logits, dense_soft_label_loss, dense_word_prediction_loss
+from hf_glmd.losses.reference import dense_logits, dense_word_prediction_loss
 
 Reduction = Literal["mean", "sum", "none"]
 Implementation = Literal["auto", "dense", "chunked", "kernels"]
@@ -78,95 +76,99 @@ def word_prediction_loss(
         From backward: a second one for the same value, or one that is to be differentiated again.
     Source: GLMD, arXiv:2306.06625 (word prediction).
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise UsageError(f"reduction='{reduction}' is unknown. Use 'mean', 'sum' or 'none'.")
-    student, teacher, counted = _counted_logits(
+    return kl_loss(
         LazyLogits(student_hidden, student_weight, student_bias, student_scale, student_softcap),
         LazyLogits(teacher_hidden, teacher_weight, teacher_bias, teacher_scale, teacher_softcap),
-        mask,
         temperature,
-        chunk_mib,
+        mask,
+        reduction,
+        normalizer=normalizer,
+        chunk_mib=chunk_mib,
+        implementation=implementation,
+        check_teacher=check_teacher,
     )
+
+
+@torch.compiler.disable  # it looks at the data; to trace into it would gain nothing, for its time goes into products
+def kl_loss(
+    student: LazyLogits,
+    teacher: LazyLogits,
+    temperature: float,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    *,
+    normalizer: Tensor | float | None = None,
+    chunk_mib: float = DEFAULT_CHUNK_MIB,
+    implementation: Implementation = "auto",
+    check_teacher: bool = True,
+) -> Tensor:
+    """`word_prediction_loss` of two models' logits as what they are made of.
+
+    Args:
+        student, teacher: hidden states [..., H_s] and [..., H_t], weights [K, H_s] and [K, H_t].
+        others: as of `word_prediction_loss`.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise UsageError(f"reduction='{reduction}' is unknown. Use 'mean', 'sum' or 'none'.")
+    shape, device = student.hidden.shape[:-1], student.hidden.device
+    student, teacher, counted = _counted_logits(student, teacher, mask, temperature, chunk_mib)
     if implementation == "dense":
-        with torch.autocast(student_hidden.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             values = dense_word_prediction_loss(_dense(student), _dense(teacher).detach(), temperature)
-            loss = _reduce(values, reduction, counted, normalizer)
+            loss = reduced(values, reduction, counted, normalizer)
     else:
-        how = {"chunk_mib": chunk_mib, "kl_slice": _kl_slice(implementation, student_hidden.device, student.dtype)}
+        how = {"chunk_mib": chunk_mib, "kl_slice": _kl_slice(implementation, device, student.dtype)}
         if reduction == "none":
-            loss = _reduce(word_prediction_values(student, teacher, temperature, **how), reduction, counted, None)
+            loss = reduced(word_prediction_values(student, teacher, temperature, **how), reduction, counted, None)
         else:
             divisor = 1.0 if reduction == "sum" else _divisor(normalizer, student.hidden)
             loss = word_prediction_total(student, teacher, temperature, divisor, **how)
     if check_teacher and loss.device.type == "cpu" and not torch.isfinite(loss.detach()).all():
         _refuse_broken_teacher(teacher)
-    return loss.reshape(student_hidden.shape[:-1]) if reduction == "none" else loss
+    return loss.reshape(shape) if reduction == "none" else loss
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def word_prediction_scores(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
+    student: LazyLogits,
+    teacher: LazyLogits,
+    temperature: float,
     mask: Tensor | None = None,
-    temperature: float = 15.0,
     *,
-    student_softcap: float | None = None,
-    teacher_softcap: float | None = None,
-    student_scale: float = 1.0,
-    teacher_scale: float = 1.0,
-    chunk_mib: float = DEFAULT_CHUNK_MIB,
-    implementation: Implementation = "auto",
     targets: Tensor | None = None,
     choices: bool = False,
+    chunk_mib: float = DEFAULT_CHUNK_MIB,
+    implementation: Implementation = "auto",
 ) -> dict[str, Tensor]:
     """How near the student's word predictions are to the teacher's, at each of the N counted positions.
 
     Args:
+        student, teacher: hidden states [..., H_s] and [..., H_t], weights [K, H_s] and [K, H_t].
         targets: int64 [...], the true tokens as columns of the logits; -100: none.
-        choices: also return the likeliest tokens.
+        choices: also return the top tokens.
         others: as of `word_prediction_loss`; "dense" is no choice here.
     Returns: fp32 or wider, [N] each:
         loss: T^2 * KL(teacher || student) at `temperature`.
         kl: the same at T = 1.
-        agreement: 1 where both models' likeliest tokens are the same, else 0.
+        agreement: 1 where both models' top-1 tokens are the same, else 0.
         teacher_entropy: at T = 1, in nats.
         cross_entropy: of the student with the targets at T = 1, in nats; NaN where there is none. Only with `targets`.
-        student_choice, teacher_choice: int64, the likeliest tokens. Only with `choices`.
+        student_choice, teacher_choice: int64, the top tokens. Only with `choices`.
     Raises: UsageError, as of `word_prediction_loss`.
     """
-    student, teacher, counted = _counted_logits(
-        LazyLogits(student_hidden, student_weight, student_bias, student_scale, student_softcap),
-        LazyLogits(teacher_hidden, teacher_weight, teacher_bias, teacher_scale, teacher_softcap),
-        mask,
-        temperature,
-        chunk_mib,
-    )
+    shape, device = student.hidden.shape[:-1], student.hidden.device
+    student, teacher, counted = _counted_logits(student, teacher, mask, temperature, chunk_mib)
     if targets is not None:
-        if targets.shape != student_hidden.shape[:-1]:
-            raise UsageError(
-                f"targets {tuple(targets.shape)} are not of the positions {tuple(student_hidden.shape[:-1])}. "
-                "Give one token id, or -100, per position."
-            )
-        targets = targets.reshape(-1) if counted is None else targets[counted.to(targets.device)]
-        # Elsewhere the look would make the host wait for the device.
-        if targets.device.type == "cpu" and len(targets) and int(targets.max()) >= len(student_weight):
-            raise UsageError(
-                f"targets hold {int(targets.max())} and student_weight has {len(student_weight)} rows. "
-                "Give the ids of the student's vocabulary: vocab_map.to_small(ids)."
-            )
-    kl = _kl_slice(implementation, student_hidden.device, student.dtype)
+        targets = _counted_targets(targets, counted, shape, len(student.weight))
+    kl = _kl_slice(implementation, device, student.dtype)
     scores: dict[str, list[Tensor]] = {"loss": [], "kl": [], "agreement": [], "teacher_entropy": []}
     if targets is not None:
         scores["cross_entropy"] = []
     if choices:
         scores |= {"student_choice": [], "teacher_choice": []}
-    empty = student_hidden.new_empty(0, dtype=torch.promote_types(student.dtype, teacher.dtype))
-    with torch.autocast(student_hidden.device.type, enabled=False):
+    empty = student.hidden.new_empty(0, dtype=torch.promote_types(student.dtype, teacher.dtype))
+    with torch.autocast(device.type, enabled=False):
         for rows, (s, t, s_copy, t_copy) in logit_slices(student, teacher, chunk_mib, buffers=4):
             chosen = s.argmax(-1), t.argmax(-1)
             scores["agreement"].append((chosen[0] == chosen[1]).to(s.dtype))
@@ -204,55 +206,16 @@ def word_prediction_loss_from_logits(
         temperature, reduction, normalizer: as in `word_prediction_loss`.
         counted: bool [...], N of them True: where "none" puts the N values.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     values = dense_word_prediction_loss(student_logits.to(dtype), teacher_logits.detach().to(dtype), temperature)
-    return _reduce(values, reduction, counted, normalizer)
-
-
-def soft_label_loss(
-    student_logits: Tensor | Sequence[Tensor],
-    teacher_logits: Tensor | Sequence[Tensor],
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    reduction: Reduction = "mean",
-    *,
-    normalizer: Tensor | float | None = None,
-) -> Tensor:
-    """T^2 * cross-entropy of the student's answers with the teacher's answer distribution.
-
-    Args:
-        student_logits, teacher_logits: [..., C], one column per candidate answer; -inf in both is no candidate. Or B tensors
-            [C_b] each, where examples have different numbers of candidates.
-        temperature: T > 0, of both softmaxes.
-        mask: [...], or [B], 1 or True where an example counts. None: all.
-        reduction, normalizer: as in `word_prediction_loss`.
-    Returns: scalar, or [...] for "none", in nats, fp32 or wider.
-    Raises: UsageError, shapes do not fit or the temperature is not positive; on a CPU also an example without candidates, or with
-        other candidates in one model than in the other.
-    Source: GLMD, arXiv:2306.06625 (soft labels).
-    """
-    _check_temperature(temperature)
-    student_logits, teacher_logits = _same_candidates(student_logits, teacher_logits)
-    if student_logits.shape != teacher_logits.shape:
-        raise UsageError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ. "
-            "Score the same candidates with both models."
-        )
-    counted = _counted(mask, student_logits.shape[:-1])
-    if counted is None:
-        counted = torch.ones(student_logits.shape[:-1], dtype=torch.bool)
-    dtype = torch.promote_types(student_logits.dtype, torch.float32)
-    student, teacher = student_logits[counted].to(dtype), teacher_logits.detach()[counted].to(dtype)
-    if student.device.type == "cpu":
-        _check_candidates(student, teacher, counted)
-    return _reduce(dense_soft_label_loss(student, teacher, temperature), reduction, counted, normalizer)
+    return reduced(values, reduction, counted, normalizer)
 
 
 # What does not fit
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
         raise UsageError(f"temperature={temperature} is not positive. Use 15.0 for word prediction, 1.0 for soft labels.")
 
@@ -313,7 +276,7 @@ def _refuse_broken_teacher(teacher: LazyLogits) -> None:
 # What counts
 
 
-def _counted(mask: Tensor | None, shape: torch.Size) -> Tensor | None:
+def counted_positions(mask: Tensor | None, shape: torch.Size) -> Tensor | None:
     if mask is None:
         return None
     if mask.shape != shape:
@@ -325,7 +288,7 @@ def _counted_logits(
     student: LazyLogits, teacher: LazyLogits, mask: Tensor | None, temperature: float, chunk_mib: float
 ) -> tuple[LazyLogits, LazyLogits, Tensor | None]:
     """Both models' logits at the counted positions, hidden states [N, H], after all checks; and which positions count."""
-    _check_temperature(temperature)
+    check_temperature(temperature)
     if not 0 < chunk_mib < math.inf:
         raise UsageError(f"chunk_mib={chunk_mib} is no room for a slice of logits. Use a positive number, e.g. 256.")
     hidden, weight = (student.hidden, teacher.hidden), (student.weight, teacher.weight)
@@ -349,7 +312,7 @@ def _counted_logits(
         raise UsageError(
             f"student_hidden is {hidden[0].dtype} and teacher_hidden {hidden[1].dtype}. Use float64 for both or for neither."
         )
-    counted = _counted(mask, student.hidden.shape[:-1])
+    counted = counted_positions(mask, student.hidden.shape[:-1])
     positions = None if counted is None else counted.reshape(-1).nonzero().squeeze(-1)
     at_counted = []
     for logits in (student, replace(teacher, hidden=teacher.hidden.detach())):
@@ -360,35 +323,20 @@ def _counted_logits(
     return *at_counted, counted
 
 
-def _same_candidates(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Lists of [C_b] as [B, C], -inf behind the last candidate of each."""
-    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
-        return student, teacher
-    sizes = [[logits.shape for logits in model] for model in (student, teacher)]
-    if len(sizes[0]) != len(sizes[1]):
-        raise UsageError(f"The student has {len(sizes[0])} examples and the teacher {len(sizes[1])}. Score the same examples.")
-    for example, (student_size, teacher_size) in enumerate(zip(*sizes, strict=True)):
-        if len(student_size) != 1 or student_size != teacher_size:
-            raise UsageError(
-                f"Example {example}: student logits {tuple(student_size)} and teacher logits {tuple(teacher_size)}. "
-                "Score the same candidates with both models, one number each."
-            )
-    if not sizes[0]:
-        raise UsageError("There are no examples in the lists of logits. Give one tensor per example.")
-    return tuple(pad_sequence(list(model), batch_first=True, padding_value=-torch.inf) for model in (student, teacher))
-
-
-def _check_candidates(student: Tensor, teacher: Tensor, counted: Tensor) -> None:
-    """Refuses -inf in one model alone, and rows without any candidate. Both [N, C], of the examples that `counted` holds."""
-    missing = student == -torch.inf, teacher == -torch.inf
-    for wrong, what in (
-        ((missing[0] != missing[1]).any(-1), "has candidates, logits above -inf, in one model that it lacks in the other"),
-        (missing[0].all(-1), "has no candidate: all of its logits are -inf"),
-    ):
-        if wrong.any():
-            example = counted.cpu().nonzero()[wrong.nonzero()[0, 0]].tolist()
-            example = example[0] if len(example) == 1 else example
-            raise UsageError(f"Example {example} {what}. Score the same candidates with both models.")
+def _counted_targets(targets: Tensor, counted: Tensor | None, shape: torch.Size, size: int) -> Tensor:
+    """The true tokens at the N counted positions, int64 [N], out of int64 [...]; `size` rows has the student's weight."""
+    if targets.shape != shape:
+        raise UsageError(
+            f"targets {tuple(targets.shape)} are not of the positions {tuple(shape)}. Give one token id, or -100, per position."
+        )
+    targets = targets.reshape(-1) if counted is None else targets[counted.to(targets.device)]
+    # Elsewhere the look would make the host wait for the device.
+    if targets.device.type == "cpu" and len(targets) and int(targets.max()) >= size:
+        raise UsageError(
+            f"targets hold {int(targets.max())} and student_weight has {size} rows. "
+            "Give the ids of the student's vocabulary: vocab_map.to_small(ids)."
+        )
+    return targets
 
 
 # Which path, and what is returned
@@ -417,7 +365,7 @@ def _dense(logits: LazyLogits) -> Tensor:
     return dense_logits(hidden, weight, bias, logits.scale, logits.softcap)
 
 
-def _reduce(values: Tensor, reduction: Reduction, counted: Tensor | None, normalizer: Tensor | float | None) -> Tensor:
+def reduced(values: Tensor, reduction: Reduction, counted: Tensor | None, normalizer: Tensor | float | None) -> Tensor:
     if reduction == "none":
         return values if counted is None else _scattered(values, counted)
     if reduction == "sum":

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+IGNORE_INDEX = -100
+"""The label of a position that is not scored, as in `torch.nn.CrossEntropyLoss`; it is the same in every vocabulary."""
+
 
 def dense_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None

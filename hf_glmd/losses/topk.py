@@ -1,4 +1,4 @@
-"""The word-prediction loss against the likeliest tokens of a teacher, all others in one bucket: a slice of tokens at a time.
+"""The word-prediction loss against the top tokens of a teacher, all others in one bucket: a slice of tokens at a time.
 
 For low temperatures. Far above 1 the softened distribution is nearly flat, and nearly all of its mass is in the bucket.
 """
@@ -13,19 +13,24 @@ import torch
 from torch import Tensor
 
 from hf_glmd.errors import UsageError
-from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB, FusedTotal, FusedValues, GradientSums, LazyLogits, as_multiplied
-
-_MAX_CPU_ROWS = 512
-"""With more rows no product is faster on a CPU, and less of a slice is in cache."""
+from hf_glmd.losses.chunked import (
+    DEFAULT_CHUNK_MIB,
+    FusedTotal,
+    FusedValues,
+    GradientSums,
+    LazyLogits,
+    as_multiplied,
+    rows_per_slice,
+)
 
 
 @dataclass(frozen=True)
 class TopTokens:
-    """A teacher's likeliest tokens at N positions.
+    """A teacher's top tokens at N positions.
 
     Attributes:
-        ids: int64 [N, k], columns of the student's logits, the likeliest first.
-        logits: [N, k], relative to the likeliest one's.
+        ids: int64 [N, k], columns of the student's logits, the most probable first.
+        logits: [N, k], relative to the top-1's.
         log_tail: [N], log of the mass that all other tokens have at `temperature`; -inf where there are none.
         temperature: T > 0.
     """
@@ -42,7 +47,7 @@ class TopTokens:
 
 
 def top_tokens(logits: Tensor, k: int, temperature: float) -> TopTokens:
-    """The k likeliest tokens.
+    """The top k tokens.
 
     Args:
         logits: [N, K]; widened to fp32 at least.
@@ -73,64 +78,48 @@ def dense_topk_loss(student_logits: Tensor, teacher: TopTokens) -> Tensor:
 
 
 def topk_word_prediction_loss(
-    student_hidden: Tensor,
-    student_weight: Tensor,
+    student: LazyLogits,
     teacher: TopTokens,
-    student_bias: Tensor | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     *,
-    student_softcap: float | None = None,
-    student_scale: float = 1.0,
     normalizer: Tensor | float | None = None,
     chunk_mib: float = DEFAULT_CHUNK_MIB,
 ) -> Tensor:
-    """T^2 * KL(teacher || student) of the two softmaxes at temperature T, all but the teacher's likeliest tokens taken as one.
+    """T^2 * KL(teacher || student) of the two softmaxes at temperature T, all but the teacher's top tokens taken as one.
 
     It is lower than the KL over all tokens by what that bucket hides. As in `word_prediction_loss` no [N, K] tensor is held, and
     the gradients are made along with the value.
 
     Args:
-        student_hidden: [N, H_s], what enters the student's output embedding.
-        student_weight: [K, H_s].
-        teacher: its likeliest tokens at the N positions, with the temperature.
-        student_bias: [K].
+        student: what its logits are made of, hidden states [N, H_s] and weight [K, H_s].
+        teacher: its top tokens at the N positions, with the temperature.
         reduction: "mean" over the N positions, "sum", or "none" for [N], whose backward makes the logits again.
-        student_softcap, student_scale, normalizer, chunk_mib: as of `word_prediction_loss`.
+        normalizer, chunk_mib: as of `word_prediction_loss`.
     Returns: scalar, or [N], in nats, fp32 or wider. 0 with gradients of 0 when N is 0.
     Raises: UsageError, the shapes do not fit, or the reduction is unknown.
     """
     if reduction not in ("mean", "sum", "none"):
         raise UsageError(f"reduction='{reduction}' is unknown. Use 'mean', 'sum' or 'none'.")
-    student = LazyLogits(student_hidden, student_weight, student_bias, student_scale, student_softcap)
     work = _Work(student, teacher, chunk_mib)
     if reduction == "none":
-        return FusedValues.apply(student_hidden, student_weight, student_bias, work)
-    count = 1.0 if reduction == "sum" else len(student_hidden) if normalizer is None else normalizer
-    count = torch.as_tensor(count, dtype=student.dtype, device=student_hidden.device)
+        return FusedValues.apply(student.hidden, student.weight, student.bias, work)
+    count = 1.0 if reduction == "sum" else len(student.hidden) if normalizer is None else normalizer
+    count = torch.as_tensor(count, dtype=student.dtype, device=student.hidden.device)
     weight = 1 / torch.where(count == 0, 1, count)  # a batch in which nothing counts is a 0, not 0 / 0
-    return FusedTotal.apply(student_hidden, student_weight, student_bias, work, weight)
+    return FusedTotal.apply(student.hidden, student.weight, student.bias, work, weight)
 
 
 @torch.no_grad()
 def topk_word_prediction_scores(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher: TopTokens,
-    student_bias: Tensor | None = None,
-    *,
-    student_softcap: float | None = None,
-    student_scale: float = 1.0,
-    chunk_mib: float = DEFAULT_CHUNK_MIB,
-    choices: bool = False,
+    student: LazyLogits, teacher: TopTokens, *, choices: bool = False, chunk_mib: float = DEFAULT_CHUNK_MIB
 ) -> dict[str, Tensor]:
     """How near the student's word predictions are to the teacher's, at each of the N positions. Arguments as of the loss.
 
-    Returns: fp32 or wider, [N] each: "loss", and "agreement", 1 where both models' likeliest tokens are the same, else 0. With
+    Returns: fp32 or wider, [N] each: "loss", and "agreement", 1 where both models' top-1 tokens are the same, else 0. With
         `choices` also these tokens, int64: "student_choice" and "teacher_choice".
     """
-    student = LazyLogits(student_hidden, student_weight, student_bias, student_scale, student_softcap)
-    scores = student_hidden.new_zeros(2, len(student_hidden), dtype=student.dtype)
-    chosen = teacher.ids.new_zeros(len(student_hidden))
+    scores = student.hidden.new_zeros(2, len(student.hidden), dtype=student.dtype)
+    chosen = teacher.ids.new_zeros(len(student.hidden))
     for rows, part, (logits, _) in _Work(student, teacher, chunk_mib).slices(2):
         chosen[rows] = logits.argmax(-1)
         scores[0, rows] = topk_slice_(logits, part)
@@ -156,7 +145,7 @@ class _Work:
                 "positions. Give both the same tokens, [N, H] and [N, k]."
             )
         if k > K:
-            raise UsageError(f"the teacher has {k} likeliest tokens, the student predicts {K}. Give both one vocabulary.")
+            raise UsageError(f"the teacher has {k} top tokens, the student predicts {K}. Give both one vocabulary.")
         if not self.chunk_mib > 0:
             raise UsageError(f"chunk_mib={self.chunk_mib} is no room for a slice of logits. Use a positive number, e.g. 256.")
 
@@ -164,8 +153,7 @@ class _Work:
         """Some positions after others, the teacher's tokens there, and memory [n, K]: the student's logits / T, and scratch."""
         student, teacher = as_multiplied(self.student), self.teacher
         N, K = len(student.hidden), len(student.weight)
-        n = max(1, int(self.chunk_mib * 2**20) // (buffers * K * student.dtype.itemsize))
-        n = min(n, N, _MAX_CPU_ROWS) if student.hidden.device.type == "cpu" else min(n, N)
+        n = min(N, rows_per_slice(self.chunk_mib, buffers * K * student.dtype.itemsize, student.hidden.device))
         memory = torch.empty(buffers, n, K, dtype=student.dtype, device=student.hidden.device)
         with torch.autocast(student.hidden.device.type, enabled=False):
             for start in range(0, N, max(1, n)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,11 +62,11 @@ class ClassHead:
         """
         return model(**{name: value for name, value in inputs.items() if name in self._accepted}).logits
 
-    def loss_of_logits(
-        self, model: nn.Module, inputs: Mapping[str, Any], loss: Callable[[Tensor], Tensor], positions: Tensor | None = None
-    ) -> Tensor:
-        """A scalar made of the logits, as `WordHead.loss_of_logits`."""
-        return loss(self.logits(model, inputs))
+    def of_logits(
+        self, model: nn.Module, inputs: Mapping[str, Any], compute: Callable[[Tensor], Any], positions: Tensor | None = None
+    ) -> Any:
+        """What `compute` makes of the logits, as `WordHead.of_logits`."""
+        return compute(self.logits(model, inputs))
 
     def rows(self, token_ids: Tensor) -> None:
         """Nothing: the classes are the same, whichever tokens were kept."""
@@ -75,3 +75,32 @@ class ClassHead:
 def head_of(model: nn.Module) -> WordHead | ClassHead:
     """What a model predicts with. Raises: UsageError, it predicts neither words nor classes."""
     return ClassHead(model) if is_classifier(model) else WordHead(model)
+
+
+def check_same_classes(student: Any, teacher: Any) -> None:
+    """Gives the student the teacher's names of classes, where it has none of its own.
+
+    Args:
+        student, teacher: configurations of classifiers with as many outputs.
+    Raises: UsageError, an output of the student means another thing than the teacher's.
+    """
+    if problem_of(student) != problem_of(teacher):
+        raise UsageError(
+            f"the student is made for {problem_of(student)}, the teacher for {problem_of(teacher)}. "
+            "Set problem_type in the student's configuration."
+        )
+    ours, theirs = (_names(config) for config in (student, teacher))
+    if _unnamed(ours):
+        student.id2label, student.label2id = dict(enumerate(theirs)), {name: number for number, name in enumerate(theirs)}
+    elif not _unnamed(theirs) and ours != theirs:
+        raise UsageError(
+            f"the student's classes are {ours}, the teacher's {theirs}. Give the student the teacher's id2label and label2id."
+        )
+
+
+def _names(config: Any) -> list[str]:
+    return [config.id2label[number] for number in range(config.num_labels)]
+
+
+def _unnamed(names: Sequence[str]) -> bool:
+    return list(names) == [f"LABEL_{number}" for number in range(len(names))]

@@ -23,7 +23,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.losses.chunked import LazyLogits
 from hf_glmd.losses.reference import dense_logits
 from hf_glmd.models.config_ids import referenced_ids
-from hf_glmd.models.sharding import gathered, is_sharded, whole
+from hf_glmd.models.distributed import gathered, is_sharded, whole
 
 _PROBES = (0.0, 1e-3, 1.0, -30.0, 6e4)
 """Logits that are shown to a model: the offset, the slope, two points between, and where a softcap is reached."""
@@ -51,7 +51,7 @@ def output_embedding(model: nn.Module) -> nn.Module:
 
 
 def is_masked_lm(model: nn.Module) -> bool:
-    """Whether a model predicts hidden words from both sides, rather than the next word."""
+    """Whether a model predicts masked tokens from both sides, rather than the next word."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     classes = MODEL_FOR_MASKED_LM_MAPPING.get(type(model.config), ())
     return isinstance(model, classes)
@@ -159,18 +159,18 @@ class WordHead:
             logits = logits.index_select(-1, rows.token_ids.to(logits.device))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def loss_of_logits(
-        self, model: nn.Module, inputs: Mapping[str, Any], loss: Callable[[Tensor], Tensor], positions: Tensor | None = None
-    ) -> Tensor:
-        """A scalar that is made of the logits while the model runs, and becomes its output: so DDP, which takes parameters that
-        the output does not depend on for unused, knows that they are used.
+    def of_logits(
+        self, model: nn.Module, inputs: Mapping[str, Any], compute: Callable[[Tensor], Any], positions: Tensor | None = None
+    ) -> Any:
+        """What `compute` makes of the logits while the model runs. A scalar becomes the model's output: so DDP, which takes
+        parameters that the output does not depend on for unused, knows that they are used.
 
         Args:
-            loss: logits [N, K] -> scalar. The others as of `collect`.
+            compute: of logits [N, K]; its result is returned. The others as of `collect`.
         """
         if self.fallback is None:
-            return self.collect(model, inputs, lambda head: loss(head.logits()), positions)
-        return loss(self.logits(model, inputs, positions))
+            return self.collect(model, inputs, lambda head: compute(head.logits()), positions)
+        return compute(self.logits(model, inputs, positions))
 
     # How it is found out
 

@@ -16,12 +16,11 @@ from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.errors import UsageError
-from hf_glmd.mapped_tokenizer import MappedTokenizer
-from hf_glmd.tasks.official import OfficialFormat
-from hf_glmd.tasks.patterns import MASK_FIELD, Pattern
-from hf_glmd.tasks.questions import QuestionWriter, answer_ids, literal_ids
-from hf_glmd.tasks.scoring import predict_answers as predict_answers
-from hf_glmd.tasks.task_metric import METRICS, TaskMetric, metric_by_name
+from hf_glmd.tasks.examples import QuestionWriter, answer_ids, answer_key, check_words_kept, column_texts, literal_ids
+from hf_glmd.tasks.formats import OfficialFormat
+from hf_glmd.tasks.metrics import METRICS, TaskMetric, metric_by_name
+from hf_glmd.tasks.patterns import Pattern
+from hf_glmd.vocab.mapped_tokenizer import MappedTokenizer
 
 SPLIT_VERBALIZERS = ("refuse", "score")
 TOO_LONG = ("refuse", "shorten")
@@ -39,7 +38,7 @@ class ClozeTask:
         pattern: text with one `{mask}` and the columns it reads, e.g. "from {mask} : {text}"; or several such texts that ask the
             same in other words.
         verbalizers: answer as it stands in the data (see `answer_key`) -> the word that stands for it.
-        label_column: where gold answers are, for the teacher's fine-tuning and for scoring.
+        label_column: where labels are, for the teacher's fine-tuning and for scoring.
         metric: the name of one in `METRICS`, or a function of predictions [n] and references [n] (both indices into `answers`)
             that gives the score.
         source: where pattern and words come from.
@@ -133,7 +132,7 @@ class ClozeTask:
 
     @property
     def answer_index(self) -> dict[str, int]:
-        """`answer_key` of a gold answer -> its place in `answers`."""
+        """`answer_key` of a label -> its place in `answers`."""
         return {answer: number for number, answer in enumerate(self.answers)}
 
     def with_pattern(self, number: int) -> ClozeTask:
@@ -201,7 +200,7 @@ class ClozeTask:
 
     def _check_words(self, tokenizer: PreTrainedTokenizerBase, refuse_split: bool) -> None:
         if isinstance(tokenizer, MappedTokenizer):
-            self._check_nothing_stands_for_words(tokenizer)
+            check_words_kept(self.name, self.verbalizers, self._spacings, tokenizer)
         for space in self._spacings:
             for (answer, word), ids in zip(self.verbalizers.items(), self._word_ids(tokenizer, space), strict=True):
                 if not ids or tokenizer.unk_token_id in ids or (refuse_split and len(ids) > 1):
@@ -209,19 +208,6 @@ class ClozeTask:
                     raise UsageError(
                         f"verbalizer '{word}' of answer '{answer}' in task {self.name} is not a single token but "
                         f"{tokenizer.convert_ids_to_tokens(ids)}. Choose another word for it{remedy}."
-                    )
-
-    def _check_nothing_stands_for_words(self, tokenizer: MappedTokenizer) -> None:
-        """A removed word would be scored as the token that stands for it, which may be the word of another answer."""
-        kept = set(tokenizer.vocab_map.kept_ids.tolist())
-        for space in self._spacings:
-            for (answer, word), ids in zip(self.verbalizers.items(), self._word_ids(tokenizer.original, space), strict=True):
-                if lost := [token for token in ids if token not in kept]:
-                    name = tokenizer.original.convert_ids_to_tokens(lost[0])
-                    instead = tokenizer.convert_ids_to_tokens(tokenizer.vocab_map.to_small(lost[0]))
-                    raise UsageError(
-                        f"the token '{name}' of verbalizer '{word}' (answer '{answer}' of task {self.name}) was removed from the "
-                        f"vocabulary, and '{instead}' stands for it. Shrink with keep=task.keep_tokens(tokenizer)."
                     )
 
     # Data
@@ -238,7 +224,7 @@ class ClozeTask:
             ) from error
 
     def check_columns(self, dataset: datasets.Dataset, labelled: bool) -> None:
-        """Raises: UsageError, a column that the task reads is missing, or a gold answer is missing or has no verbalizer."""
+        """Raises: UsageError, a column that the task reads is missing, or a label is missing or has no verbalizer."""
         names = self.prepared(dataset.select(range(min(1, len(dataset))))).column_names
         missing = [column for column in self.columns if column not in names]
         if missing:
@@ -247,13 +233,13 @@ class ClozeTask:
             return
         if self.label_column not in names:
             raise UsageError(
-                f"the data of task {self.name} have no gold answers in a column '{self.label_column}', only the columns {names}. "
+                f"the data of task {self.name} have no labels in a column '{self.label_column}', only the columns {names}. "
                 "Take a split with labels, or name their column as label_column."
             )
         labels = dataset[self.label_column][:]
         if without := sum(label is None for label in labels):
             raise UsageError(
-                f"{without} of {len(dataset)} examples of task {self.name} have no gold answer in column '{self.label_column}'. "
+                f"{without} of {len(dataset)} examples of task {self.name} have no label in column '{self.label_column}'. "
                 "Take a split with labels, or drop them."
             )
         if self.answers:
@@ -279,7 +265,7 @@ class ClozeTask:
         Special tokens that are written out in the data ("[MASK]" in a text about BERT) are plain text there.
 
         Args:
-            labelled: keep the gold answer. Only the teacher's fine-tuning and the scoring may ask for it.
+            labelled: keep the label. Only the teacher's fine-tuning and the scoring may ask for it.
             pattern: number of the pattern. None: the first one that suits the kind of model.
             causal: whether the model predicts the next word. None: if the tokenizer has no mask token.
         Returns: `Dataset`. If every verbalizer is a single token: `input_ids` (list of int), `blank` (the position that
@@ -301,7 +287,7 @@ class ClozeTask:
         dataset = task.prepared(dataset)
 
         def encode_batch(batch: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
-            texts = {name: _texts(batch[name], name, task.name, numbers[0]) for name in task.patterns[0].columns}
+            texts = {name: column_texts(batch[name], name, task.name, numbers[0]) for name in task.patterns[0].columns}
             rows = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
             candidates = task.candidate_texts(batch, numbers[0])
             questions = writer.write(rows, candidates, numbers[0])
@@ -357,7 +343,7 @@ class ClozeTask:
         if self.candidates is None:
             return [list(self.verbalizers.values())] * len(batch[self.patterns[0].columns[0]])
         if not isinstance(self.candidates, str):
-            columns = [_texts(batch[name][:], name, self.name, first) for name in self.candidates]
+            columns = [column_texts(batch[name][:], name, self.name, first) for name in self.candidates]
             return [list(row) for row in zip(*columns, strict=True)]
         rows = [list(row or ()) for row in batch[self.candidates][:]]
         for number, row in enumerate(rows):
@@ -374,7 +360,7 @@ class ClozeTask:
         """The right candidates of each example, as indices.
 
         Args:
-            labels: gold answers.
+            labels: as they stand in the data.
             candidates: of each example.
             first: number of the first example, for messages.
         Raises: UsageError, the right text of an example is not among its candidates.
@@ -425,10 +411,10 @@ class ClozeTask:
         """How well the chosen candidates answer.
 
         Args:
-            data: examples with gold answers.
+            data: examples with labels.
             chosen: int64 [n], the chosen candidate of each, e.g. of `predict_answers`.
         Returns: the parts of the metric, and `score`, their mean; in [0, 1], a correlation in [-1, 1].
-        Raises: UsageError, there is nothing to score, or no gold answers.
+        Raises: UsageError, there is nothing to score, or no labels.
         """
         self.check_columns(data, labelled=True)
         if not len(data):
@@ -460,19 +446,3 @@ class ClozeTask:
             raise UsageError(
                 f"task {self.name} has {len(data)} examples and {len(chosen)} answers. Pass the data that were asked."
             )
-
-
-def answer_key(value: Any) -> str:
-    """A gold answer as recipes spell it: booleans as `true` and `false`, numbers by their digits."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _texts(values: list[Any], column: str, task: str, first: int) -> list[str]:
-    if None in values:
-        raise UsageError(
-            f"example {first + values.index(None)} of task {task} has nothing in column '{column}'. Fill it in, or drop it."
-        )
-    return [str(value) for value in values]
-
-
-__all__ = ["MASK_FIELD", "ClozeTask", "answer_key", "predict_answers"]

@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from hf_glmd.tasks.cloze import ClozeTask
-from hf_glmd.tasks.official import OfficialFormat
-from hf_glmd.tasks.submission import table_lines
+from hf_glmd.tasks.formats import OfficialFormat, table_lines
 
 _SOURCE = "patterns and words ours, after LM-BFF, arXiv:2012.15723"
 _glue_files = partial(OfficialFormat, lines=table_lines, suffix=".tsv")

@@ -17,8 +17,9 @@ from typing import Any
 import datasets
 
 from hf_glmd.errors import UsageError
-from hf_glmd.tasks.cloze import ClozeTask, answer_key
-from hf_glmd.tasks.official import OfficialFormat
+from hf_glmd.tasks.cloze import ClozeTask
+from hf_glmd.tasks.examples import answer_key
+from hf_glmd.tasks.formats import OfficialFormat
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def load_task_data(task: ClozeTask, source: str | os.PathLike[str], config: str 
     """Loads a task's data: every split there is, none cut off another.
 
     Flat rows have the columns of the benchmark's data set on the Hub and those that the task derives; `idx` is kept, or the
-    number of the row. Answers are spelled as the task spells them. A split without any gold answer has no label column.
+    number of the row. Answers are spelled as the task spells them. A split without any label has no label column.
 
     Args:
         task: its `official` says how nested files and their labels are read; without it rows are taken as they are.
@@ -170,7 +171,7 @@ _READERS: dict[str, Callable[[str, Path, OfficialFormat | None], Iterable[Mappin
 
 
 def _with_labels(part: datasets.Dataset, task: ClozeTask) -> datasets.Dataset:
-    """Gold answers in the task's spelling; no column of them if no row has one."""
+    """labels in the task's spelling; no column of them if no row has one."""
     column = task.label_column
     if column not in part.column_names:
         return part

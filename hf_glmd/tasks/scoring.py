@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -12,7 +15,10 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_glmd.tasks.candidates import CandidateCollator, LogitsAt, candidate_log_probs
+from hf_glmd.data.collators import CandidateCollator
+from hf_glmd.tasks.candidates import LogitsAt, candidate_log_probs
+from hf_glmd.tasks.cloze import ClozeTask
+from hf_glmd.tasks.formats import label_lines
 
 
 @torch.no_grad()
@@ -61,7 +67,7 @@ def predict_answers(
     batch_size: int = 64,
     desc: str = "Answering",
 ) -> np.ndarray:
-    """The likeliest candidate of each row, as an index into its candidates: int64 [n]. Arguments as of `score_candidates`."""
+    """The most probable candidate of each row, as an index into its candidates: int64 [n]. Arguments as of `score_candidates`."""
     if not len(rows):
         return np.zeros(0, dtype=np.int64)
     return score_candidates(logits_at, rows, tokenizer, device, batch_size, desc).argmax(-1)
@@ -98,3 +104,92 @@ def _batches(order: Sequence[int], sequences: Sequence[int], batch_size: int) ->
         count += sequences[number]
     if batch:
         yield batch
+
+
+def chosen_patterns(task: ClozeTask, number: int | Literal["first"] | None, causal: bool) -> list[int]:
+    """The numbers of the patterns to use: the one that is asked for, or the first one or (None) all that suit the kind of model.
+
+    Raises: UsageError, there is no such pattern, or none suits.
+    """
+    if number is None or number == "first":
+        return task.suitable_patterns(causal)[: 1 if number == "first" else None]
+    task.with_pattern(number)
+    return [number]
+
+
+def encode_reworded(
+    task: ClozeTask,
+    data: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    patterns: list[int],
+    **options: Any,
+) -> list[datasets.Dataset]:
+    """`ClozeTask.encode` once for each pattern, with the same columns: where one wording needs several tokens, all say so."""
+    parts = [task.encode(data, tokenizer, max_length, pattern=number, **options) for number in patterns]
+    several = ["sequence" in part.column_names for part in parts]
+    if any(several):
+        parts = [part if plain else part.map(_general) for part, plain in zip(parts, several, strict=True)]
+    return parts
+
+
+def _general(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A question of single tokens as `ClozeTask.encode` writes those of several."""
+    count = len(row["candidate_ids"])
+    return {
+        "input_ids": [row["input_ids"]],
+        "blank": [row["blank"]],
+        "candidate_ids": [[token] for token in row["candidate_ids"]],
+        "sequence": [0] * count,
+        "weight": [1.0] * count,
+    } | ({"answer": [row["answer"]]} if "answer" in row else {})
+
+
+def sequences(questions: datasets.Dataset) -> datasets.Dataset:
+    """All that is read to answer the questions, as rows for word prediction: `input_ids` alone."""
+    questions = questions.select_columns(["input_ids"])
+    if not len(questions) or not isinstance(questions[0]["input_ids"][0], list):
+        return questions
+    return questions.map(
+        lambda batch: {"input_ids": [ids for row in batch["input_ids"] for ids in row]}, batched=True, desc="One row per sequence"
+    )
+
+
+def choose_answers(
+    logits_at: LogitsAt, parts: list[datasets.Dataset], tokenizer: PreTrainedTokenizerBase, device: Any, desc: str
+) -> np.ndarray:
+    """The most probable candidate of each question, averaged over its wordings: int64 [n].
+
+    Args:
+        parts: of `encode_reworded`.
+    """
+    scores = [score_candidates(logits_at, part, tokenizer, device, desc=desc) for part in parts]
+    return (scores[0] if len(scores) == 1 else averaged_scores(scores)).argmax(-1)
+
+
+def write_predictions(
+    task: ClozeTask, data: datasets.Dataset, chosen: np.ndarray, folder: str | os.PathLike[str], split: str = "test"
+) -> Path:
+    """Writes the predictions for one split: jsonl, for GLUE tsv.
+
+    Args:
+        task: without an official format each line is `{"idx": ..., "label": ...}`.
+        data: the examples; labels are not read. Without `idx` they are numbered.
+        chosen: int64 [n], the chosen candidate of each, e.g. of `predict_answers`.
+        folder: made if it is not there.
+        split: the file of "test" has the name the server wants, e.g. CB.jsonl; others are named after the split too.
+    Returns: the file's path.
+    Raises: UsageError, data and answers differ in length.
+    """
+    answers = task.predictions(data, np.asarray(chosen))
+    indices = data["idx"][:] if "idx" in data.column_names else list(range(len(data)))
+    if task.official is None:
+        name, lines = f"{task.name}_{split}.jsonl", label_lines(indices, answers)
+    else:
+        name, lines = task.official.file_name(split), task.official.lines(indices, answers)
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(unfinished, path)
+    return path

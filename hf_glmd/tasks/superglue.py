@@ -6,8 +6,7 @@ Source: SuperGLUE, arXiv:1905.00537 (data and metrics). Patterns and words are o
 from __future__ import annotations
 
 from hf_glmd.tasks.cloze import ClozeTask
-from hf_glmd.tasks.official import OfficialFormat
-from hf_glmd.tasks.submission import capitalised_lines, number_lines, query_lines, question_lines
+from hf_glmd.tasks.formats import OfficialFormat, capitalised_lines, number_lines, query_lines, question_lines
 from hf_glmd.tasks.superglue_rows import derive_copa, derive_record, derive_wsc, flat_multirc, flat_record, flat_wsc
 
 _SOURCE = "patterns and words ours, after PET, arXiv:2009.07118"
@@ -113,7 +112,7 @@ WSC = ClozeTask(
     candidates="candidates",
     candidate_answers=("true", "false"),  # the phrase in question, or any other one
     derive=derive_wsc,
-    source=f"{_SOURCE} (WSC); the other phrases are found by hf_glmd.tasks.noun_phrases",
+    source=f"{_SOURCE} (WSC); the other phrases are found by hf_glmd.tasks.superglue",
     official=OfficialFormat(folder="WSC", config="wsc", flatten=flat_wsc, labels=_BOOLEANS, lines=capitalised_lines),
 )
 

@@ -9,10 +9,8 @@ from transformers import TrainingArguments
 
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB
-from hf_glmd.training.preparation import load_whole_unless_asked
-
-DEFAULT_TEMPERATURE = {"word_prediction": 15.0, "soft_label": 1.0}
-"""Of the paper, METHOD sections "Word-prediction loss" and "Stages"."""
+from hf_glmd.models.distributed import load_whole_unless_asked
+from hf_glmd.training.objectives.kinds import default_temperatures
 
 
 @dataclass
@@ -39,10 +37,11 @@ class GLMDConfig(TrainingArguments):
             "several times cheaper per step, for masked language models."
         },
     )
-    mask_share: float | None = field(
+    mlm_probability: float | None = field(
         default=None,
-        metadata={"help": "Share of the words that are masked. Unset: 0.15 for masked language models, else 0."},
+        metadata={"help": "Share of the tokens that are masked. Unset: 0.15 for masked language models, else 0."},
     )
+    mask_share: float | None = field(default=None, metadata={"help": "Former name of mlm_probability."})
     max_length: int | None = field(
         default=None,
         metadata={
@@ -99,16 +98,24 @@ class GLMDConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         mistakes = []
-        if self.objective not in DEFAULT_TEMPERATURE:
-            mistakes.append(f"objective='{self.objective}' is unknown, use 'word_prediction' or 'soft_label'")
+        temperatures = default_temperatures()
+        if self.objective not in temperatures:
+            names = " or ".join(f"'{name}'" for name in temperatures)
+            mistakes.append(f"objective='{self.objective}' is unknown, use {names}")
         elif self.temperature is None:
-            self.temperature = DEFAULT_TEMPERATURE[self.objective]
+            self.temperature = temperatures[self.objective]
+        if self.mask_share is not None:
+            if self.mlm_probability not in (None, self.mask_share):
+                mistakes.append(
+                    f"mask_share={self.mask_share} is the former name of mlm_probability={self.mlm_probability}, give one of them"
+                )
+            self.mlm_probability, self.mask_share = self.mask_share, None
         if self.temperature is not None and not self.temperature > 0:
             mistakes.append(f"temperature={self.temperature} is not positive, the paper uses 15.0 for words and 1.0 for answers")
         if self.positions not in ("all", "masked"):
             mistakes.append(f"positions='{self.positions}' is unknown, use 'all' or 'masked'")
-        if self.mask_share is not None and not 0 <= self.mask_share < 1:
-            mistakes.append(f"mask_share={self.mask_share} is out of range, use 0 or more and less than 1, e.g. 0.15")
+        if self.mlm_probability is not None and not 0 <= self.mlm_probability < 1:
+            mistakes.append(f"mlm_probability={self.mlm_probability} is out of range, use 0 or more and less than 1, e.g. 0.15")
         if self.max_length is not None and self.max_length < 3:
             mistakes.append(f"max_length={self.max_length} leaves no room for text, use 3 or more")
         if not self.loss_chunk_mib > 0:

@@ -17,10 +17,10 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
 from hf_glmd.errors import UsageError
-from hf_glmd.model_card import SourceCard
-from hf_glmd.publishing.folder import CARD, content_of, files_to_push, find_files
-from hf_glmd.publishing.push import HubTarget
-from hf_glmd.training.card import Sizes, training_card
+from hf_glmd.hub.folder import CARD, content_of, files_to_push, find_files
+from hf_glmd.hub.push import HubTarget
+from hf_glmd.reports.card import SourceCard
+from hf_glmd.reports.training_card import Sizes, training_card
 from hf_glmd.training.token_mean import TokenMeanTrainer
 from hf_glmd.vocab.vocab_map import VocabMap
 

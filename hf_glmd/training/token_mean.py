@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,10 +14,10 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 
 from hf_glmd.errors import UsageError
-from hf_glmd.models.sharding import gathered
-from hf_glmd.training.preparation import check_distribution, load_whole_unless_asked, shardable
-from hf_glmd.training.stopping import StopOnSignal
-from hf_glmd.vocab.vocab_map import IGNORED
+from hf_glmd.losses.reference import IGNORE_INDEX
+from hf_glmd.models.distributed import check_distribution, gathered, load_whole_unless_asked, shardable
+from hf_glmd.training.callbacks import StopOnSignal
+from hf_glmd.utils.system import peak_memory_mib
 
 
 class TokenMeanTrainer(Trainer):
@@ -26,7 +25,7 @@ class TokenMeanTrainer(Trainer):
 
     The mean is over what `counted` counts in all accumulation steps of all processes, and evaluation means are over that of
     the whole evaluation set: neither batch size, accumulation, padding nor the number of processes changes a result.
-    Subclasses say what a position, or a cloze question, costs.
+    Subclasses override `compute_loss` and `position_metrics`.
 
     A SIGTERM saves a checkpoint at the end of the step and ends training; `signal.stopped` says so.
     """
@@ -43,10 +42,6 @@ class TokenMeanTrainer(Trainer):
         self._scores: dict[str, Tensor] = {}
         self.signal = StopOnSignal()
         self.add_callback(self.signal)
-
-    def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The loss summed over the counted positions: a scalar, with gradients."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what a position costs.")
 
     def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
         """What evaluation averages, `loss` among it: name -> [N], or a pair of [N] and bool [N], where there is such a value."""
@@ -110,18 +105,12 @@ class TokenMeanTrainer(Trainer):
             if "candidate_mask" not in batch:
                 batch["prediction_mask"] = batch["prediction_mask"] & ~batch["repeated"][:, None]
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def mean_over_batch(self, summed: Tensor, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+        """A summed loss of this batch as its part of the mean over `num_items_in_batch`; None: over what counts in this batch."""
         if num_items_in_batch is None:
             num_items_in_batch = counted(inputs).sum().clamp(min=1)
         # DDP averages gradients over the processes, each of which has divided by the count of all: undo the average.
-        loss = self.summed_loss(model, inputs) * self.accelerator.num_processes / num_items_in_batch
-        return (loss, {}) if return_outputs else loss
+        return summed * self.accelerator.num_processes / num_items_in_batch
 
     @property
     def logged_step(self) -> bool:
@@ -219,7 +208,7 @@ def _choices(student: Tensor, teacher: Tensor, units: Tensor, inputs: Mapping[st
     """What `compute_metrics` gets as predictions and label_ids: ids, not logits, of which a whole evaluation set would not fit.
 
     Args:
-        student, teacher: int64 [N], what each model finds likeliest.
+        student, teacher: int64 [N], the argmax of each model.
         units: bool [B, S], N of them True.
         inputs: the batch.
     Returns: the student's choices, int64 [B, S], -100 where nothing counts; and the teacher's, or the pair of the teacher's and
@@ -227,11 +216,11 @@ def _choices(student: Tensor, teacher: Tensor, units: Tensor, inputs: Mapping[st
     """
 
     def spread(choices: Tensor) -> Tensor:
-        return torch.full(units.shape, IGNORED, device=choices.device).masked_scatter(units, choices)
+        return torch.full(units.shape, IGNORE_INDEX, device=choices.device).masked_scatter(units, choices)
 
     if "targets" not in inputs:
         return spread(student), spread(teacher)
-    return spread(student), (spread(teacher), inputs["targets"].where(units, IGNORED))
+    return spread(student), (spread(teacher), inputs["targets"].where(units, IGNORE_INDEX))
 
 
 def perplexity_of(means: Mapping[str, float]) -> dict[str, float]:
@@ -256,22 +245,3 @@ def counted(inputs: Mapping[str, Any]) -> Tensor:
 def summed_over_examples(losses: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """The sum of [B] losses of questions or texts, over those that count."""
     return losses.where(counted(inputs)[:, 0], 0.0).sum()
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held: of its graphics card, or, without one, its resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here
-
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids")
-"""What collators make for both models to read, where there is such a thing."""
-
-
-def model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a batch that the models read."""
-    return {name: inputs[name] for name in MODEL_INPUTS if name in inputs}

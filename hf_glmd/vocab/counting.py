@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from torch import distributed
 from tqdm.auto import tqdm
 
+from hf_glmd.data.sources import read_texts
 from hf_glmd.errors import UsageError
-from hf_glmd.vocab.sources import read_texts
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def count_corpus(
 
     Args:
         tokenizer: a fast transformers tokenizer; its truncation and padding play no part and stay as they are.
-        source, column: see `hf_glmd.vocab.sources.read_texts`. Under several processes the same on all of them.
+        source, column: see `hf_glmd.data.sources.read_texts`. Under several processes the same on all of them.
         weight: > 0. Each token counts that often: whole numbers are exact; other products are rounded to the nearest whole
             number, once, at the end, and tokens that occur stay at 1 or more.
         batch_size: texts tokenized at once, >= 1; fewer where they are long. It bounds the memory and does not change the result.

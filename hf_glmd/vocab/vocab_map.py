@@ -15,11 +15,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from hf_glmd.errors import UsageError
+from hf_glmd.losses.reference import IGNORE_INDEX
 
 FILE_NAME = "vocab_map.safetensors"
-IGNORED = -100
-"""The label that losses leave out; it is the same in every vocabulary."""
-
 REMOVED_MODES = ("resegment", "nearest", "unk")
 
 CANDIDATES = 8_192
@@ -194,11 +192,11 @@ class VocabMap:
         if ids.dtype.kind not in "iu":
             raise UsageError(f"Token ids are integers, not {ids.dtype}.")
         wide = ids.astype(np.int64)
-        counted = wide != IGNORED
+        counted = wide != IGNORE_INDEX
         bad = counted & ((wide < 0) | (wide >= table.size))
         if bad.any():
             raise self._outside(int(wide[bad][0]), table, kind)
-        result = np.where(counted, table[np.where(counted, wide, 0)], IGNORED)
+        result = np.where(counted, table[np.where(counted, wide, 0)], IGNORE_INDEX)
         gone = counted & (result < 0)
         if gone.any():
             raise self._gone(int(wide[gone][0]))
@@ -209,11 +207,11 @@ class VocabMap:
             raise UsageError(f"Token ids are integers, not {ids.dtype}.")
         lookup = torch.from_numpy(table.copy()).to(ids.device)
         wide = ids.long()
-        counted = wide != IGNORED
+        counted = wide != IGNORE_INDEX
         bad = counted & ((wide < 0) | (wide >= lookup.numel()))
         if bad.any():
             raise self._outside(int(wide[bad][0]), table, kind)
-        result = torch.where(counted, lookup[torch.where(counted, wide, 0)], IGNORED)
+        result = torch.where(counted, lookup[torch.where(counted, wide, 0)], IGNORE_INDEX)
         gone = counted & (result < 0)
         if gone.any():
             raise self._gone(int(wide[gone][0]))

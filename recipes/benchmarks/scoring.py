@@ -29,7 +29,7 @@ from hf_glmd.models.heads import WordHead
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.scoring import score_candidates
-from hf_glmd.tokenizer_files import load_tokenizer
+from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TARGET = 1.3

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from hf_glmd import GLMDConfig, GLMDTrainer, build_student
 from hf_glmd.models.loading import load_word_model
-from hf_glmd.tokenizer_files import load_tokenizer
+from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TARGET = 1.10

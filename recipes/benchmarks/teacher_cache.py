@@ -35,12 +35,12 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_glmd import LiveTeacher, UsageError, WordPredictionCollator, build_student, docstring_corpus, word_prediction_loss
-from hf_glmd.corpora.blocks import pack_blocks
+from hf_glmd.data.collators import model_inputs
+from hf_glmd.data.packing import pack_blocks
 from hf_glmd.losses.topk import TopTokens, topk_word_prediction_loss
 from hf_glmd.models.heads import HeadInputs, WordHead
-from hf_glmd.tokenizer_files import load_tokenizer
-from hf_glmd.training.teacher_cache import TeacherCache
-from hf_glmd.training.token_mean import model_inputs
+from hf_glmd.teachers.cache import TeacherCache
+from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 TEMPERATURES = (1.0, 2.0, 5.0, 15.0)
 TOP_K = (16, 64, 256)
@@ -173,7 +173,7 @@ def errors_and_speed(bench: Bench, folder: Path) -> Iterator[Row]:
                 row.target, row.met = "loss error <= 1%", abs(row.loss_error) <= 0.01
             yield row
     for k, temperature in itertools.product([k for k in TOP_K if k < bench.teacher.size], TEMPERATURES):
-        bench.step(f"the {k} likeliest tokens, T = {temperature:g}")
+        bench.step(f"the {k} top tokens, T = {temperature:g}")
         name = f"topk-{k}-{temperature:g}"
         cache = TeacherCache.build(bench.teacher, bench.batches, folder / name, "topk", k=k, temperature=temperature)
         read = partial(cache.top_tokens, temperature=temperature)

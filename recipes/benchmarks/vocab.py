@@ -33,8 +33,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from hf_glmd import UsageError, VocabShrinker, docstring_corpus
+from hf_glmd.data.sources import read_texts
 from hf_glmd.vocab.counting import backend_of, count_corpus, text_batches
-from hf_glmd.vocab.sources import read_texts
 from hf_glmd.vocab.vocab_map import nearest_kept
 
 CORPUS_CHARACTERS = 20_000_000

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from report_helpers import FOLDERS
 
-from hf_glmd.report import write_report
+from hf_glmd.reports.page import write_report
 
 pytestmark = pytest.mark.browser
 

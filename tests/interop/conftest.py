@@ -13,7 +13,7 @@ from typing import Any
 import interop_helpers
 import pytest
 
-from hf_glmd.markdown import markdown_table
+from hf_glmd.utils.text import markdown_table
 
 TABLE = "HF_GLMD_INTEROPERABILITY_TABLE"
 _HEAD = """# Interoperability

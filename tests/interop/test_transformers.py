@@ -42,8 +42,8 @@ def read(masked, causal, encoder, student, text):
     return found
 
 
-def likeliest(model, tokenizer, columns=None):
-    """The five likeliest words at the mask of the prompt and their probabilities, among those of `columns`."""
+def top(model, tokenizer, columns=None):
+    """The five most probable words at the mask of the prompt and their probabilities, among those of `columns`."""
     inputs = tokenizer(PROMPT, return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id][0]
@@ -54,7 +54,7 @@ def likeliest(model, tokenizer, columns=None):
 
 def test_fill_mask(masked, read, tool):
     tool("transformers", '`pipeline("fill-mask")` of a shrunk model with the original, among the kept words')
-    assert [tuple(found) for found in read["fill-mask"]] == likeliest(
+    assert [tuple(found) for found in read["fill-mask"]] == top(
         masked.original_model, masked.original_tokenizer, masked.vocab_map.kept_ids
     )
 
@@ -63,7 +63,7 @@ def test_fill_mask_of_a_student(masked, student, read, tool):
     tool("transformers", '`pipeline("fill-mask")` of a distilled student with the model in memory')
     model = AutoModelForMaskedLM.from_pretrained(student).eval()
     assert model.config.num_hidden_layers == 2 and model.config.vocab_size == masked.vocab_map.size
-    assert [tuple(found) for found in read["fill-mask, student"]] == likeliest(model, masked.small_tokenizer)
+    assert [tuple(found) for found in read["fill-mask, student"]] == top(model, masked.small_tokenizer)
 
 
 def test_text_generation(causal, read, text, tool):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from hf_glmd import UsageError, soft_label_loss, word_prediction_loss
 from hf_glmd.losses import functional
+from hf_glmd.losses.chunked import LazyLogits
 from hf_glmd.losses.functional import word_prediction_loss_from_logits, word_prediction_scores
 from hf_glmd.losses.reference import dense_logits, dense_soft_label_loss, dense_word_prediction_loss
 
@@ -214,6 +215,13 @@ def test_a_teacher_may_rule_tokens_out_and_a_student_may_diverge(inputs, impleme
 # Scores
 
 
+def pair(inputs, softcap=None) -> tuple[LazyLogits, LazyLogits]:
+    return tuple(
+        LazyLogits(inputs[f"{who}_hidden"], inputs[f"{who}_weight"], inputs.get(f"{who}_bias"), softcap=softcap)
+        for who in ("student", "teacher")
+    )
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("chunk_mib", [0.002, 256.0])
 def test_scores_are_those_of_the_logits(inputs, masked, chunk_mib):
@@ -223,9 +231,7 @@ def test_scores_are_those_of_the_logits(inputs, masked, chunk_mib):
     targets[0], targets[2, 3] = -100, K - 1
     inputs["student_hidden"], inputs["student_weight"] = inputs["teacher_hidden"][..., :7], inputs["teacher_weight"][:, :7]
     student, teacher = (logits(inputs, model, softcap=8.0)[counted] for model in ("student", "teacher"))
-    scores = word_prediction_scores(
-        **inputs, mask=mask, temperature=3.0, student_softcap=8.0, teacher_softcap=8.0, targets=targets, chunk_mib=chunk_mib
-    )
+    scores = word_prediction_scores(*pair(inputs, softcap=8.0), 3.0, mask, targets=targets, chunk_mib=chunk_mib)
     torch.testing.assert_close(scores["loss"], dense_word_prediction_loss(student, teacher, 3.0))
     torch.testing.assert_close(scores["kl"], dense_word_prediction_loss(student, teacher, 1.0))
     assert 0 < scores["agreement"].sum() < counted.sum()
@@ -238,17 +244,17 @@ def test_scores_are_those_of_the_logits(inputs, masked, chunk_mib):
 
 
 def test_scores_need_no_targets_and_no_positions(inputs):
-    scores = word_prediction_scores(**inputs, mask=torch.zeros(3, 5))
+    scores = word_prediction_scores(*pair(inputs), 15.0, torch.zeros(3, 5))
     assert list(scores) == ["loss", "kl", "agreement", "teacher_entropy"] and all(len(s) == 0 for s in scores.values())
     inputs["student_weight"].requires_grad_()
-    assert not any(score.requires_grad for score in word_prediction_scores(**inputs).values())
+    assert not any(score.requires_grad for score in word_prediction_scores(*pair(inputs), 15.0).values())
 
 
 def test_targets_that_do_not_fit_are_refused(inputs):
     with pytest.raises(UsageError, match=r"targets \(15,\).*\(3, 5\)"):
-        word_prediction_scores(**inputs, targets=torch.zeros(15).long())
+        word_prediction_scores(*pair(inputs), 15.0, targets=torch.zeros(15).long())
     with pytest.raises(UsageError, match="targets hold 31 and student_weight has 31 rows"):
-        word_prediction_scores(**inputs, targets=torch.full((3, 5), K))
+        word_prediction_scores(*pair(inputs), 15.0, targets=torch.full((3, 5), K))
 
 
 # Soft labels

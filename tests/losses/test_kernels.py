@@ -130,7 +130,7 @@ def whole(rows: torch.Tensor) -> torch.Tensor:
 def truth(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient in fp64, without the cancellation that even fp64 shows where the models nearly agree.
 
-    Shifts the difference of the logits to be 0 at the student's likeliest token, so that log1p sees what the plain formula loses.
+    Shifts the difference of the logits to be 0 at the student's top token, so that log1p sees what the plain formula loses.
     """
     student, teacher = student.double() / temperature, teacher.double() / temperature
     p = student.softmax(-1)

@@ -1,4 +1,4 @@
-"""The loss against a teacher's likeliest tokens, beside its formula in fp64."""
+"""The loss against a teacher's top tokens, beside its formula in fp64."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_glmd import UsageError
+from hf_glmd.losses.chunked import LazyLogits
 from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.losses.topk import (
     TopTokens,
@@ -50,6 +51,10 @@ def test_the_formula_is_the_divergence_of_k_tokens_and_a_bucket(k, temperature, 
     torch.testing.assert_close(dense_topk_loss(ours, top_tokens(theirs, K, temperature)), full, rtol=1e-8, atol=1e-8)
 
 
+def lazy(head, scale=1.0, softcap=None) -> LazyLogits:
+    return LazyLogits(head["student_hidden"], head["student_weight"], head.get("student_bias"), scale, softcap)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 15.0])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (0.5, 4.0)])
 @pytest.mark.parametrize("k", [1, 16, K])
@@ -61,8 +66,7 @@ def test_value_and_gradients_are_those_of_the_formula(k, scale, softcap, tempera
     expected = {name: tensor.grad for name, tensor in head.items()}
     for tensor in head.values():
         tensor.grad = None
-    transform = {"student_scale": scale, "student_softcap": softcap}
-    loss = topk_word_prediction_loss(**head, teacher=top, reduction="sum", chunk_mib=5 * K * 24 / 2**20, **transform)
+    loss = topk_word_prediction_loss(lazy(head, scale, softcap), top, "sum", chunk_mib=5 * K * 24 / 2**20)
     torch.testing.assert_close(loss, dense_topk_loss(student_logits(head, scale, softcap), top).sum())
     (2 * loss).backward()
     for name, tensor in head.items():
@@ -72,7 +76,7 @@ def test_value_and_gradients_are_those_of_the_formula(k, scale, softcap, tempera
 def test_neither_the_slice_nor_a_missing_bias_changes_anything():
     head, top = made(), top_tokens(teacher_logits(), 16, 2.0)
     del head["student_bias"]
-    values = [topk_word_prediction_loss(**head, teacher=top, chunk_mib=mib) for mib in (1e-9, 0.01, 64.0)]
+    values = [topk_word_prediction_loss(lazy(head), top, chunk_mib=mib) for mib in (1e-9, 0.01, 64.0)]
     expected = dense_topk_loss(head["student_hidden"] @ head["student_weight"].T, top).mean()
     for value in values:
         torch.testing.assert_close(value, expected)
@@ -81,16 +85,16 @@ def test_neither_the_slice_nor_a_missing_bias_changes_anything():
 def test_reductions():
     head, top = made(), top_tokens(teacher_logits(), 16, 2.0)
     values = dense_topk_loss(student_logits(head), top)
-    torch.testing.assert_close(topk_word_prediction_loss(**head, teacher=top, reduction="none"), values)
-    torch.testing.assert_close(topk_word_prediction_loss(**head, teacher=top), values.mean())
-    torch.testing.assert_close(topk_word_prediction_loss(**head, teacher=top, normalizer=1000.0), values.sum() / 1000)
+    torch.testing.assert_close(topk_word_prediction_loss(lazy(head), top, reduction="none"), values)
+    torch.testing.assert_close(topk_word_prediction_loss(lazy(head), top), values.mean())
+    torch.testing.assert_close(topk_word_prediction_loss(lazy(head), top, normalizer=1000.0), values.sum() / 1000)
 
 
 def test_each_position_can_have_a_factor_of_its_own():
     head, top, factors = made(), top_tokens(teacher_logits(), 16, 2.0), torch.rand(N, dtype=torch.float64)
     weight = head["student_weight"].requires_grad_()
     (expected,) = torch.autograd.grad((dense_topk_loss(student_logits(head), top) * factors).sum(), weight)
-    (topk_word_prediction_loss(**head, teacher=top, reduction="none") * factors).sum().backward()
+    (topk_word_prediction_loss(lazy(head), top, reduction="none") * factors).sum().backward()
     torch.testing.assert_close(weight.grad, expected)
 
 
@@ -99,7 +103,7 @@ def test_scores_are_those_of_each_position():
     ours = student_logits(head, 0.5, 4.0)
     theirs[::2] = ours[::2] + 1.0
     top = top_tokens(theirs, 16, 2.0)
-    scores = topk_word_prediction_scores(**head, teacher=top, student_scale=0.5, student_softcap=4.0, chunk_mib=0.01)
+    scores = topk_word_prediction_scores(lazy(head, 0.5, 4.0), top, chunk_mib=0.01)
     torch.testing.assert_close(scores["loss"], dense_topk_loss(ours, top))
     assert torch.equal(scores["agreement"], (ours.argmax(1) == theirs.argmax(1)).double())
     assert scores["agreement"][::2].all() and not scores["agreement"].all()
@@ -110,7 +114,7 @@ def test_a_student_that_agrees_pays_nothing_whatever_is_added_to_its_logits():
     top = top_tokens(logits, 16, 2.0)
     assert dense_topk_loss(logits + 7, top).abs().max() < 1e-10
     head = {"student_hidden": logits.requires_grad_(), "student_weight": torch.eye(K, dtype=torch.float64)}
-    loss = topk_word_prediction_loss(**head, teacher=top)
+    loss = topk_word_prediction_loss(lazy(head), top)
     loss.backward()
     assert loss.abs() < 1e-10 and logits.grad.abs().max() < 1e-10
 
@@ -120,11 +124,11 @@ def test_nothing_counted_is_a_zero_with_gradients():
     head["student_hidden"] = head["student_hidden"][:0]
     head["student_weight"].requires_grad_()
     top = TopTokens(torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0), 1.0)
-    assert topk_word_prediction_loss(**head, teacher=top, reduction="none").shape == (0,)
-    loss = topk_word_prediction_loss(**head, teacher=top)
+    assert topk_word_prediction_loss(lazy(head), top, reduction="none").shape == (0,)
+    loss = topk_word_prediction_loss(lazy(head), top)
     loss.backward()
     assert loss.item() == 0 and head["student_weight"].grad.abs().max() == 0
-    assert topk_word_prediction_scores(**head, teacher=top)["loss"].shape == (0,)
+    assert topk_word_prediction_scores(lazy(head), top)["loss"].shape == (0,)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -133,7 +137,7 @@ def test_low_precision_is_widened_even_under_autocast(autocast):
     truth = dense_topk_loss(student_logits({name: tensor.double() for name, tensor in head.items()}), top).mean()
     head["student_weight"].requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = topk_word_prediction_loss(**head, teacher=top)
+        loss = topk_word_prediction_loss(lazy(head), top)
     loss.backward()
     assert loss.dtype == torch.float32 and head["student_weight"].grad.dtype == torch.bfloat16
     torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-5)
@@ -152,21 +156,21 @@ def test_tokens_that_the_teacher_rules_out_add_nothing():
     head, top = made(), top_tokens(logits, 16, 1.0)
     assert (top.log_tail == -torch.inf).all()
     head["student_hidden"].requires_grad_()
-    loss = topk_word_prediction_loss(**head, teacher=top)
+    loss = topk_word_prediction_loss(lazy(head), top)
     torch.testing.assert_close(loss, dense_word_prediction_loss(student_logits(head), logits, 1.0).mean())
     loss.backward()
     assert torch.isfinite(head["student_hidden"].grad).all()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "options", "message"),
     [
-        ({"student_hidden": torch.randn(5, H).double()}, r"\(5, 8\).*\(23, 16\).*same positions"),
-        ({"student_weight": torch.randn(7, H).double(), "student_bias": None}, "16 likeliest tokens, the student predicts 7"),
-        ({"reduction": "median"}, "reduction='median'"),
-        ({"chunk_mib": 0.0}, "chunk_mib=0.0"),
+        ({"student_hidden": torch.randn(5, H).double()}, {}, r"\(5, 8\).*\(23, 16\).*same positions"),
+        ({"student_weight": torch.randn(7, H).double(), "student_bias": None}, {}, "16 top tokens, the student predicts 7"),
+        ({}, {"reduction": "median"}, "reduction='median'"),
+        ({}, {"chunk_mib": 0.0}, "chunk_mib=0.0"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_what_does_not_fit_is_refused(change, options, message):
     with pytest.raises(UsageError, match=message):
-        topk_word_prediction_loss(**{**made(), "teacher": top_tokens(teacher_logits(), 16, 2.0), **change})
+        topk_word_prediction_loss(lazy(made() | change), top_tokens(teacher_logits(), 16, 2.0), **options)

@@ -106,7 +106,7 @@ def test_layers_that_share_their_weights_are_applied_fewer_times():
     ("number", "of", "indices"),
     [(1, 12, [0]), (2, 12, [0, 11]), (4, 12, [0, 4, 7, 11]), (6, 12, [0, 2, 4, 7, 9, 11]), (3, 3, [0, 1, 2])],
 )
-def test_layers_are_spread(number, of, indices):
+def test_layers_arespread(number, of, indices):
     assert spread_layers(number, of) == indices
 
 

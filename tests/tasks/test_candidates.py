@@ -9,8 +9,9 @@ import vocab_helpers
 from torch.nn import functional as F
 
 from hf_glmd import ClozeTask
-from hf_glmd.tasks.candidates import CandidateCollator, candidate_log_probs, gold_answer_loss
-from hf_glmd.tasks.questions import answer_ids
+from hf_glmd.data.collators import CandidateCollator
+from hf_glmd.tasks.candidates import candidate_log_probs, gold_answer_loss
+from hf_glmd.tasks.examples import answer_ids
 from hf_glmd.tasks.scoring import score_candidates
 
 BYTES = helpers.byte_level_tokenizer()

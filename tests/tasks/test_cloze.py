@@ -11,8 +11,8 @@ import vocab_helpers
 import yaml
 
 from hf_glmd import ClozeTask, UsageError, VocabShrinker
-from hf_glmd.tasks.cloze import predict_answers
-from hf_glmd.tasks.task_metric import METRICS
+from hf_glmd.tasks.metrics import METRICS
+from hf_glmd.tasks.scoring import predict_answers
 
 TOKENIZER = vocab_helpers.generic_tokenizer()
 TASK = ClozeTask("verbs", "call {mask} : {text}", {"yes": "walk", "no": "talk"})
@@ -227,7 +227,7 @@ def test_bad_candidates_are_named():
         columns.encode(rows, TOKENIZER, 20, labelled=True)
 
 
-# Gold answers
+# labels
 
 
 def test_the_questions_are_the_same_whatever_the_gold_answers():
@@ -241,9 +241,9 @@ def test_the_questions_are_the_same_whatever_the_gold_answers():
 def test_a_split_without_gold_answers_cannot_be_scored():
     rows = ROWS.remove_columns("label")
     for call in (lambda: TASK.score(rows, np.zeros(3, int)), lambda: TASK.commonest_answer(rows)):
-        with pytest.raises(UsageError, match=r"no gold answers in a column 'label', only the columns \['text', 'extra'\]"):
+        with pytest.raises(UsageError, match=r"no labels in a column 'label', only the columns \['text', 'extra'\]"):
             call()
-    with pytest.raises(UsageError, match="1 of 2 examples of task verbs have no gold answer in column 'label'"):
+    with pytest.raises(UsageError, match="1 of 2 examples of task verbs have no label in column 'label'"):
         TASK.score(datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["yes", None]}), np.zeros(2, int))
     with pytest.raises(UsageError, match="3 examples and 2 answers"):
         TASK.score(ROWS, np.zeros(2, int))

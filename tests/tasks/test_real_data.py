@@ -13,8 +13,7 @@ from transformers import AutoTokenizer
 
 from hf_glmd.tasks.catalogue import TASKS
 from hf_glmd.tasks.loading import load_task_data
-from hf_glmd.tasks.scoring import score_candidates
-from hf_glmd.tasks.submission import write_predictions
+from hf_glmd.tasks.scoring import score_candidates, write_predictions
 
 pytestmark = helpers.needs_data
 

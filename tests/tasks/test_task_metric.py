@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from hf_glmd import UsageError
-from hf_glmd.tasks.metrics import accuracy
-from hf_glmd.tasks.task_metric import METRICS, TaskMetric, metric_by_name
+from hf_glmd.tasks.metrics import METRICS, TaskMetric, accuracy, metric_by_name
 
 
 def test_every_metric_is_one_of_evaluate():

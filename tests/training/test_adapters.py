@@ -11,10 +11,10 @@ import vocab_helpers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_glmd import LiveTeacher, TeacherCache, UsageError, VocabMap
+from hf_glmd.data.collators import WordPredictionCollator
 from hf_glmd.models.loading import load_word_model
-from hf_glmd.training.cached_rows import write_cache
-from hf_glmd.training.collators import WordPredictionCollator
-from hf_glmd.training.teachers import AdaptersOffTeacher
+from hf_glmd.teachers.live import AdaptersOffTeacher
+from hf_glmd.teachers.writing import write_cache
 
 
 def with_adapters(model=None, targets=("query", "value"), **settings):

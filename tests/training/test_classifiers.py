@@ -8,11 +8,12 @@ import vocab_helpers
 from transformers import AutoModelForSequenceClassification
 
 from hf_glmd import GLMDTrainer, build_student
+from hf_glmd.data.collators import ClassCollator
 from hf_glmd.errors import UsageError
-from hf_glmd.losses.classes import class_loss
+from hf_glmd.losses.classification import class_loss
 from hf_glmd.models.class_heads import PROBLEMS, problem_of
 from hf_glmd.models.surgery import resize_model
-from hf_glmd.training.class_rows import ClassCollator, class_rows
+from hf_glmd.training.datasets import class_rows
 
 NAMES = ["bad", "fair", "good"]
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -15,7 +15,7 @@ def test_the_temperature_follows_the_objective(tmp_path, objective, temperature)
 def test_all_mistakes_are_reported_together(tmp_path):
     with pytest.raises(UsageError) as caught:
         GLMDConfig(output_dir=tmp_path, objective="words", temperature=-1.0, positions="some", mask_share=2.0, max_length=1)
-    for part in ("objective='words'", "temperature=-1.0", "positions='some'", "mask_share=2.0", "max_length=1"):
+    for part in ("objective='words'", "temperature=-1.0", "positions='some'", "mlm_probability=2.0", "max_length=1"):
         assert part in str(caught.value)
 
 

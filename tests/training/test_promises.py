@@ -17,10 +17,11 @@ import vocab_helpers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 
 from hf_glmd import TeacherCache, UsageError, VocabMap
+from hf_glmd.data.collators import WordPredictionCollator
 from hf_glmd.losses.reference import dense_word_prediction_loss
-from hf_glmd.training.cached_rows import write_cache
-from hf_glmd.training.collators import WordPredictionCollator
-from hf_glmd.training.teachers import LiveTeacher, TeacherEnsemble
+from hf_glmd.teachers.ensemble import TeacherEnsemble
+from hf_glmd.teachers.live import LiveTeacher
+from hf_glmd.teachers.writing import write_cache
 
 TESTS = Path(__file__).parents[1]
 

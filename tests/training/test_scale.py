@@ -21,7 +21,7 @@ from torch.distributed.fsdp import StateDictType
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hf_glmd import UsageError
-from hf_glmd.training.preparation import check_distribution
+from hf_glmd.models.distributed import check_distribution
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "recipes" / "accelerate"

@@ -14,13 +14,14 @@ import training_helpers as helpers
 import vocab_helpers
 
 from hf_glmd import ClozeTask, UsageError, VocabMap
+from hf_glmd.data.collators import CandidateCollator, WordPredictionCollator
 from hf_glmd.losses.reference import dense_soft_label_loss, dense_word_prediction_loss
 from hf_glmd.models.heads import WordHead
-from hf_glmd.tasks.candidates import CandidateCollator, candidate_log_probs
-from hf_glmd.tasks.rewordings import sequences
-from hf_glmd.training.collators import WordPredictionCollator
-from hf_glmd.training.teacher_cache import TeacherCache
-from hf_glmd.training.teachers import AdaptersOffTeacher, LiveTeacher, TeacherEnsemble
+from hf_glmd.tasks.candidates import candidate_log_probs
+from hf_glmd.tasks.scoring import sequences
+from hf_glmd.teachers.cache import TeacherCache
+from hf_glmd.teachers.ensemble import TeacherEnsemble
+from hf_glmd.teachers.live import AdaptersOffTeacher, LiveTeacher
 from hf_glmd.vocab.counting import tokenizer_fingerprint
 
 CUTS = [(6, 1), (3, 2), (2, 3), (1, 6)]  # rows per step, accumulated steps

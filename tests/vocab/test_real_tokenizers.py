@@ -10,7 +10,7 @@ import pytest
 from published_tokenizers import FURTHER, TOKENIZERS, corpora, lines_of, needs_data
 
 from hf_glmd.errors import UsageError
-from hf_glmd.shrinker import VocabShrinker
+from hf_glmd.shrinking.shrinker import VocabShrinker
 
 pytestmark = needs_data
 

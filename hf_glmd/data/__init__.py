@@ -1,0 +1,1 @@
+"""Texts to count and to train on, as rows and as batches."""

@@ -1,0 +1,319 @@
+"""Rows of token ids -> padded batches that say which positions count."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_glmd.data.packing import ORIGINAL_IDS, boundary_ids
+from hf_glmd.errors import UsageError
+from hf_glmd.losses.reference import IGNORE_INDEX
+
+Positions = Literal["all", "masked"]
+
+
+class WordPredictionCollator:
+    """Pads rows, masks words and marks the positions whose predictions are distilled.
+
+    No model reads what was hidden: the words themselves are `targets`, which only evaluation compares predictions with.
+
+    Which words are masked follows from `seed`, the epoch and the row itself, not from the batch the row happens to be in: so
+    batch size, number of processes and a resumed run change nothing, and every epoch hides other words.
+
+    Args:
+        tokenizer: pads; its mask token hides words.
+        positions: "all": every non-padding position counts (the paper). "masked": only positions that hold the mask token.
+        mlm_probability: share of the tokens to mask, in [0, 1). 0 leaves the rows as they are.
+        seed: of the choice.
+        causal: the model predicts the next word, so that this is the target of a position.
+    Raises: UsageError, words are to be masked and the tokenizer has no mask token; or "masked" with nothing to mask.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        positions: Positions = "all",
+        mlm_probability: float = 0.15,
+        seed: int = 0,
+        causal: bool = False,
+        *,
+        mask_share: float | None = None,  # former name of mlm_probability
+    ) -> None:
+        mlm_probability = mlm_probability if mask_share is None else mask_share
+        if positions not in ("all", "masked"):
+            raise UsageError(f"positions='{positions}' is unknown. Use 'all' or 'masked'.")
+        if not 0 <= mlm_probability < 1:
+            raise UsageError(f"mlm_probability={mlm_probability} is out of range. Use 0 or more and less than 1, e.g. 0.15.")
+        _require_padding(tokenizer)
+        if tokenizer.mask_token_id is None and (mlm_probability > 0 or positions == "masked"):
+            raise UsageError(
+                "the tokenizer has no mask token, so no word can be masked. Use positions='all' and mlm_probability=0."
+            )
+        self.tokenizer, self.positions, self.mlm_probability = tokenizer, positions, mlm_probability
+        self.seed, self.epoch = seed, 0
+        self.causal = causal
+        self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What decides which tokens are masked and which positions count, as caches of all versions write it down."""
+        return {"positions": self.positions, "mask_share": self.mlm_probability} | (
+            {"seed": self.seed} if self.mlm_probability else {}
+        )
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns: `input_ids`, `attention_mask` int64 [B, S]; `prediction_mask` bool [B, S], True where a position counts;
+        `targets` int64 [B, S], the word that was hidden, or (where none are) the next one, -100 elsewhere."""
+        batch = padded(rows, self.tokenizer)
+        ids, filled = batch["input_ids"], batch["attention_mask"].bool()
+        if self.mlm_probability > 0:
+            hidden = self.hidden_words(ids, filled)
+            targets = ids.masked_fill(~hidden, IGNORE_INDEX)
+            ids = ids.masked_fill(hidden, self.tokenizer.mask_token_id)
+        else:
+            hidden = torch.zeros_like(filled)
+            targets = self.next_words(rows, ids, filled)
+        counted = filled if self.positions == "all" else filled & (ids == self.tokenizer.mask_token_id)
+        if ORIGINAL_IDS in rows[0]:
+            batch[ORIGINAL_IDS] = self._original_ids(rows, ids, hidden)
+        if "position_ids" in rows[0]:  # several documents in a row, each with positions of its own: they do not see each other
+            del batch["attention_mask"]
+            batch["position_ids"] = _padded_positions(rows, ids.shape[1])
+        return {**batch, "input_ids": ids, "prediction_mask": counted, "targets": targets}
+
+    def _original_ids(self, rows: Sequence[Mapping[str, Any]], ids: Tensor, hidden: Tensor) -> Tensor:
+        """The same text as `ids`, as it was before similar tokens took the place of removed ones: int64 [B, S]."""
+        original = self.tokenizer.vocab_map.to_original(ids)  # right for padding and for masked tokens
+        for number, row in enumerate(rows):
+            was = torch.tensor(row[ORIGINAL_IDS])
+            original[number, : len(was)] = torch.where(hidden[number, : len(was)], original[number, : len(was)], was)
+        return original
+
+    def next_words(self, rows: Sequence[Mapping[str, Any]], ids: Tensor, filled: Tensor) -> Tensor:
+        """What a causal model is to say at each position, -100 at the end of a text."""
+        targets = torch.full_like(ids, IGNORE_INDEX)
+        if not self.causal:
+            return targets
+        goes_on = filled[:, 1:].clone()
+        if "position_ids" in rows[0]:
+            goes_on &= _padded_positions(rows, ids.shape[1])[:, 1:] > 0
+        targets[:, :-1] = torch.where(goes_on, ids[:, 1:], IGNORE_INDEX)
+        return targets
+
+    def hidden_words(self, ids: Tensor, filled: Tensor) -> Tensor:
+        """Which words to hide: bool [B, S]. Special tokens and padding are never chosen."""
+        return drawn_words(ids, filled, self.mlm_probability, (self.seed, self.epoch)) & ~torch.isin(ids, self._special)
+
+
+def drawn_words(ids: Tensor, filled: Tensor, share: float, seeds: Sequence[int]) -> Tensor:
+    """A share of the words of each row, bool [B, S]; which follows from the seeds and the row alone.
+
+    Args:
+        ids, filled: int64 and bool [B, S], padded on the right.
+        share: in [0, 1].
+    """
+    rows, lengths = ids.numpy(), filled.sum(1).tolist()
+    draws = np.ones(ids.shape)
+    for number, length in enumerate(lengths):  # a row's draws must not depend on the rows beside it
+        row = rows[number, :length]
+        draws[number, :length] = np.random.default_rng([*seeds, zlib.crc32(row.tobytes())]).random(length)
+    return torch.from_numpy(draws < share) & filled
+
+
+class TargetCollator:
+    """Pads rows for encoder-decoders, and marks the positions of the decoder, all of which count.
+
+    A row with `labels` has them as the decoder's text. A row without is split: the encoder reads its first part, the decoder
+    predicts the rest ("prefix language modelling", arXiv:1910.10683, section 3.2.1). Where follows from `seed`, the epoch and the
+    row, as the masked words of `WordPredictionCollator` do.
+
+    Args:
+        tokenizer: pads; its end token closes both parts.
+        decoder_start_token_id: what the decoder begins with, as in the model's configuration.
+        seed: of the choice where a row is split.
+    Raises: UsageError, the tokenizer cannot pad or the model does not say what its decoder begins with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, decoder_start_token_id: int | None, seed: int = 0) -> None:
+        _require_padding(tokenizer)
+        if decoder_start_token_id is None:
+            raise UsageError("the model's decoder_start_token_id is not set. Set it in the configuration of the student.")
+        self.tokenizer, self.start, self.seed, self.epoch = tokenizer, decoder_start_token_id, seed, 0
+        self._end = boundary_ids(tokenizer)[1]
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What decides where rows are split, for a cache to be compared with."""
+        return {"seed": self.seed}
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns: `input_ids`, `attention_mask` int64 [B, S]; `decoder_input_ids` int64 [B, D]; `prediction_mask` bool [B, D],
+        True where the decoder predicts a token of its text; `targets` int64 [B, D], that token, -100 elsewhere."""
+        parts = [self._parts(row) for row in rows]
+        batch = padded([{"input_ids": source} for source, _ in parts], self.tokenizer)
+        longest = max(len(target) for _, target in parts)
+        target = padded([{"input_ids": [self.start, *target[:-1]]} for _, target in parts], self.tokenizer)
+        return {
+            **batch,
+            "decoder_input_ids": target["input_ids"],
+            "prediction_mask": target["attention_mask"].bool(),
+            "targets": torch.tensor([ids + [IGNORE_INDEX] * (longest - len(ids)) for _, ids in parts]),
+        }
+
+    def _parts(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        ids = list(row["input_ids"])
+        if row.get("labels") is not None:
+            target = [token for token in row["labels"] if token != IGNORE_INDEX]
+            if not target:
+                raise UsageError("a row has no labels at all, so its decoder has nothing to predict. Leave such rows out.")
+            return ids, target
+        draw = np.random.default_rng([self.seed, self.epoch, zlib.crc32(np.array(ids).tobytes())])
+        split = int(draw.integers(1, max(2, len(ids))))
+        target = ids[split:] if ids[-1:] == self._end else ids[split:] + self._end
+        return ids[:split] + self._end, target or ids[-1:]
+
+
+def _require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UsageError("the tokenizer has no padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token.")
+
+
+def _padded_positions(rows: Sequence[Mapping[str, Any]], length: int) -> Tensor:
+    """int64 [B, S]; the padding begins at 0 again, as a document of its own that nothing sees."""
+    return torch.tensor([[*row["position_ids"], *range(length - len(row["position_ids"]))] for row in rows])
+
+
+def padded(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, int64 [B, S], padded on the right."""
+    batch = tokenizer.pad({"input_ids": [list(row["input_ids"]) for row in rows]}, padding_side="right", return_tensors="pt")
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+ROW_COLUMNS = ("input_ids", "token_type_ids", ORIGINAL_IDS)
+
+
+class ClassCollator:
+    """Pads rows of token ids for classifiers; every row counts once. Labels, if rows have any, are left behind.
+
+    Args:
+        tokenizer: pads.
+    Raises: UsageError, it cannot.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.pad_token_id is None:
+            raise UsageError(
+                "the tokenizer has no padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token, and its id as "
+                "pad_token_id in the configuration of both models."
+            )
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns: `input_ids`, `attention_mask` and, if the rows have them, `token_type_ids`, int64 [B, S];
+        `prediction_mask` bool [B, 1], True: every text counts; and the original ids of a `MappedTokenizer`."""
+        names = [name for name in ROW_COLUMNS if name in rows[0]]
+        batch = self.tokenizer.pad(
+            [{name: list(row[name]) for name in names} for row in rows], padding_side="right", return_tensors="pt"
+        )
+        mask = torch.ones(len(rows), 1, dtype=torch.bool)
+        return {**{name: batch[name] for name in [*names, "attention_mask"]}, "prediction_mask": mask}
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids")
+"""What collators make for both models to read, where there is such a thing."""
+
+
+def model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a batch that the models read."""
+    return {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+
+
+QUESTION_COLUMNS = ("blank", "candidate_ids", "sequence", "weight")
+"""What cloze rows have beside `input_ids` and, for the teacher's fine-tuning alone, `answer`."""
+
+
+class CandidateCollator:
+    """Pads cloze rows of either kind; each batch holds one kind.
+
+    Rows whose candidates are single tokens have one sequence and one position for each example.
+    Otherwise an example has R_b sequences, and candidates of L tokens are read at L positions of one of them (see `Question`).
+
+    Args:
+        tokenizer: pads.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns:
+        candidate_ids: int64 [B, C] of single tokens, or [B, C, L]; -100 where there is no candidate, or no further token.
+        candidate_mask: bool [B, C], True where there is a candidate.
+        candidate_positions, candidate_weights: only beside [B, C, L]. int64 [B, C, L], which of the N predictions each
+            token is looked up in; fp32 [B, C], what the total log-probability is multiplied by.
+        input_ids, attention_mask: int64 [R, S], R = B or the sum of R_b.
+        prediction_mask: bool [R, S], the N positions that predict.
+        right: bool [B, C], the right candidates, if the rows have an `answer`.
+        """
+        if "sequence" in rows[0]:
+            batch = self._several_tokens(rows)
+            right = [row.get("answer") for row in rows]
+        else:
+            batch = self._single_tokens(rows)
+            right = [[row["answer"]] if "answer" in row else None for row in rows]
+        if right[0] is not None:
+            batch["right"] = torch.zeros_like(batch["candidate_mask"])
+            for number, answers in enumerate(right):
+                batch["right"][number, answers] = True
+        return batch
+
+    def _single_tokens(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        width = max(len(row["candidate_ids"]) for row in rows)
+        token_ids = torch.tensor([[*row["candidate_ids"], *[-100] * (width - len(row["candidate_ids"]))] for row in rows])
+        batch = padded(rows, self.tokenizer)
+        blanks = torch.tensor([[row["blank"]] for row in rows])
+        return {
+            "candidate_ids": token_ids,  # first, as below
+            "candidate_mask": token_ids >= 0,
+            **batch,
+            "prediction_mask": torch.arange(batch["input_ids"].shape[1]) == blanks,
+        }
+
+    def _several_tokens(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        count = max(len(row["candidate_ids"]) for row in rows)
+        longest = max(len(ids) for row in rows for ids in row["candidate_ids"])
+        token_ids = np.full((len(rows), count, longest), -100, dtype=np.int64)
+        positions = np.zeros_like(token_ids)
+        weights = np.zeros((len(rows), count), dtype=np.float32)
+        sequences, blanks, widths, predictions = [], [], [], 0
+        for number, row in enumerate(rows):
+            # Sequences of one blank have one width: the candidates that share it are of one length.
+            width = dict(zip(row["sequence"], map(len, row["candidate_ids"]), strict=True))
+            starts = {}
+            for which, ids in enumerate(row["input_ids"]):
+                starts[which] = predictions
+                sequences.append({"input_ids": ids})
+                blanks.append(row["blank"][which])
+                widths.append(width[which])
+                predictions += width[which]
+            for candidate, (which, ids) in enumerate(zip(row["sequence"], row["candidate_ids"], strict=True)):
+                token_ids[number, candidate, : len(ids)] = ids
+                positions[number, candidate, : len(ids)] = range(starts[which], starts[which] + len(ids))
+            weights[number, : len(row["weight"])] = row["weight"]
+        batch = padded(sequences, self.tokenizer)
+        first, width = (torch.tensor(values)[:, None] for values in (blanks, widths))
+        places = torch.arange(batch["input_ids"].shape[1])
+        return {
+            "candidate_ids": torch.from_numpy(token_ids),  # first, as the Trainer counts the examples of a batch by it
+            "candidate_mask": torch.from_numpy(token_ids[..., 0] >= 0),
+            "candidate_positions": torch.from_numpy(positions),
+            "candidate_weights": torch.from_numpy(weights),
+            **batch,
+            "prediction_mask": (places >= first) & (places < first + width),
+        }

@@ -1,0 +1,152 @@
+"""Texts -> rows of token ids of one fixed length, so that no training step is spent on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from hf_glmd.errors import UsageError
+
+MIN_LENGTH = 3
+"""Token ids of the shortest rows that text can be packed into."""
+
+ORIGINAL_IDS = "original_input_ids"
+"""Column of the ids before similar tokens took the place of removed ones; `MappedTokenizer` makes it."""
+
+
+def pack_blocks(
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    column: str = "text",
+    num_proc: int | None = None,
+    separate: bool = False,
+) -> datasets.Dataset:
+    """Tokenises a column and packs it into blocks of at most `block_size` token ids.
+
+    A block begins with the tokenizer's first special token ([CLS] or <s>, where it has one); texts inside it are separated by
+    its last one ([SEP] or </s>). No token is lost: what is left of a group of 1,000 texts becomes one shorter block.
+
+    Args:
+        dataset: has `column` (str); of a stream the blocks are made as they are read.
+        tokenizer: a fast tokenizer; its truncation and padding are not used.
+        block_size: token ids per block, specials included; at least 3.
+        num_proc: processes for `datasets.Dataset.map`.
+        separate: texts of one block are not to see each other (causal models): each begins with the first special token, and
+            a column `position_ids` counts from 0 in each.
+    Returns: `Dataset` of the column `input_ids` (list of int), `position_ids` if separate, and `original_input_ids` of a
+        `MappedTokenizer`.
+    Raises: UsageError, the column is missing or block_size is too small.
+    """
+    require_column(dataset, column)
+    if block_size < MIN_LENGTH:
+        raise UsageError(f"block_size={block_size} leaves no room for text. Use {MIN_LENGTH} or more.")
+    arguments = {"tokenizer": tokenizer, "block_size": block_size, "column": column, "separate": separate}
+    options = {"num_proc": num_proc, "desc": "Packing text into blocks"}
+    return _mapped(dataset, _pack, batch_size=1000, fn_kwargs=arguments, **options)
+
+
+def pair_rows(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, column: str, target_column: str
+) -> datasets.Dataset:
+    """Tokenises two columns, one for an encoder and one for its decoder, each cut to `max_length` token ids, specials included.
+
+    Returns: `Dataset` of the columns `input_ids` and `labels` (lists of int).
+    Raises: UsageError, a column is missing.
+    """
+    for name in (column, target_column):
+        require_column(dataset, name)
+    start, end = boundary_ids(tokenizer)
+
+    def tokenised(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        room = max_length - len(start) - len(end)
+        rows = {}
+        for name, source in (("input_ids", column), ("labels", target_column)):
+            texts = tokenizer(batch[source], add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            rows[name] = [start + ids[:room] + end for ids in texts]
+        return rows
+
+    return _mapped(dataset, tokenised, desc="Tokenising pairs of texts")
+
+
+def _mapped(
+    dataset: Any, function: Callable[..., Any], num_proc: int | None = None, desc: str | None = None, **options: Any
+) -> Any:
+    """Batches of rows -> other rows; of a stream as it is read, otherwise at once, and kept on disk by `datasets`."""
+    if not isinstance(dataset, datasets.IterableDataset):
+        options |= {"num_proc": num_proc, "desc": desc}
+    return dataset.map(function, batched=True, remove_columns=_columns(dataset), **options)
+
+
+def _columns(dataset: Any) -> list[str]:
+    """Some streams show their columns only in their rows."""
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def require_column(dataset: datasets.Dataset, column: str) -> None:
+    if column not in _columns(dataset):
+        raise UsageError(
+            f"the dataset has no column '{column}', it has {_columns(dataset)}. Name one of them as the text column."
+        )
+
+
+def _pack(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, block_size: int, column: str, separate: bool = False
+) -> dict[str, list[list[int]]]:
+    start, end = boundary_ids(tokenizer)
+    mapped = is_mapped(tokenizer)
+    # A special token that is written out in a text ("[MASK]" in a text about BERT) is plain text there.
+    encoded = tokenizer(
+        batch[column],
+        add_special_tokens=False,
+        split_special_tokens=True,
+        verbose=False,
+        **({"return_original_ids": True} if mapped else {}),
+    )
+    rows = _blocks(encoded["input_ids"], start, end, block_size, separate)
+    if mapped:  # what the teacher reads
+        original = [tokenizer.vocab_map.to_original(ids) for ids in (start, end)]
+        rows[ORIGINAL_IDS] = _blocks(encoded[ORIGINAL_IDS], *original, block_size, separate)["input_ids"]
+    return rows
+
+
+def _blocks(
+    texts: list[list[int]], start: list[int], end: list[int], block_size: int, separate: bool
+) -> dict[str, list[list[int]]]:
+    stream: list[int] = []
+    if separate:
+        places: list[int] = []
+        for ids in texts:
+            stream += start + ids + end
+            places += range(len(start) + len(ids) + len(end))
+        blocks = range(0, len(stream), block_size)
+        return {
+            "input_ids": [stream[i : i + block_size] for i in blocks],
+            "position_ids": [_from_zero(places[i : i + block_size]) for i in blocks],
+        }
+    for ids in texts:
+        stream += ids + end
+    room = block_size - len(start)
+    return {"input_ids": [start + stream[i : i + room] for i in range(0, len(stream), room)]}
+
+
+def _from_zero(places: list[int]) -> list[int]:
+    """A text that goes on from the block before counts from 0 again: what it began with cannot be seen from here."""
+    first = places[0]
+    others = next((i for i, place in enumerate(places) if place != first + i), len(places))
+    return [*range(others), *places[others:]]
+
+
+def boundary_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What stands before and after a text: ([CLS] or <s>), ([SEP] or </s>), each a list of at most one id."""
+    first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    return [] if first is None else [first], [] if last is None else [last]
+
+
+def is_mapped(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is a `MappedTokenizer`, which can also say what ids a text had before similar tokens took their place."""
+    return hasattr(tokenizer, "vocab_map")

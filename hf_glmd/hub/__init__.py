@@ -1,0 +1,1 @@
+"""Folders to the Hugging Face Hub."""

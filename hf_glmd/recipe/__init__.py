@@ -1,0 +1,1 @@
+"""A whole run, as a YAML file describes it."""

@@ -1,0 +1,122 @@
+"""A recipe, run from start to end: vocabulary, student, the training stages, scores, and what is written. It can be killed and
+started again at any moment: finished steps are kept, a stage goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from hf_glmd.hub.push import check_push, push_folder
+from hf_glmd.models.loading import word_model_class
+from hf_glmd.recipe.config import Recipe
+from hf_glmd.recipe.inputs import Inputs
+from hf_glmd.recipe.results import Results
+from hf_glmd.recipe.run_folder import RunFolder
+from hf_glmd.recipe.stages import Stages
+from hf_glmd.recipe.student import make_first_student
+from hf_glmd.recipe.task_inputs import TaskInputs
+from hf_glmd.reports.records import RunRecord
+from hf_glmd.reports.run_card import terminal_table
+from hf_glmd.utils.system import cpu_cores
+
+
+def run_recipe(recipe: Recipe, overwrite: bool = False, command: str = "") -> RunRecord:
+    """Runs a recipe, or goes on with it, and prints what came out.
+
+    Every process of an `accelerate launch` calls this.
+
+    Args:
+        recipe: what to do.
+        overwrite: remove what an earlier run left in the output folder, and start anew.
+        command: how it was called, for the model card.
+    Returns: what was measured; it also stands in metrics.json.
+    Raises: UsageError, the recipe asks for what is not there or does not fit; before any training.
+    """
+    run = Run(recipe, command)
+    run.check()
+    run.run_folder.claim(overwrite)
+    return run.finish()
+
+
+class Run:
+    """A recipe on its way.
+
+    Args:
+        recipe: what to do.
+        command: how it was called.
+    """
+
+    def __init__(self, recipe: Recipe, command: str = "") -> None:
+        self.recipe, self.command = recipe, command
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        self.inputs = Inputs(recipe, state)
+        self.run_folder = RunFolder(recipe, state)
+        self.stages = Stages(self.inputs, self.run_folder)
+        self.results = Results(self.stages)
+        if state.device.type == "cpu":
+            # accelerate launch sets OMP_NUM_THREADS=1 unless it is told --cpu: one thread, without a word.
+            torch.set_num_threads(recipe.threads or max(1, cpu_cores() // state.num_processes))
+
+    def check(self) -> None:
+        """Everything that can be known without weights. Raises: UsageError, something is missing or does not fit."""
+        self.inputs.check_teacher()
+        self.stages.check()
+        if (push := self.run_folder.push_options) is not None:
+            check_push(push)
+        self.run_folder.say(f"Reading the corpus: {self.recipe.corpus.name} (the first time takes longest, then it is cached)")
+        self.inputs.load_data()
+
+    def finish(self) -> RunRecord:
+        """Every step that is not done yet, in order; prints the table at the end."""
+        metrics = self.run_folder.path / "metrics.json"
+        if metrics.exists():
+            self.run_folder.say("Finished earlier. Nothing to do; --overwrite starts anew.")
+            record = RunRecord.load(metrics)
+        else:
+            set_seed(self.recipe.seed)
+            self.run_folder.step(
+                "student",
+                "Cutting the vocabulary and building the student",
+                lambda folder: make_first_student(folder, self.inputs),
+            )
+            previous = "student"
+            if self.recipe.general is not None:
+                self.stages.train("general", previous)
+                previous = "general"
+            ends = [self.train_task(task, previous) for task in self.inputs.tasks]
+            if ends and not self.recipe.tasks:
+                previous = ends[0]
+            record = self.results.measure(previous, self.command)
+            self.results.publish(record, previous, ends)
+        self.run_folder.say("\n" + terminal_table(record))
+        student = self.run_folder.path / "student"
+        loader = word_model_class(self.inputs.teacher_config).__name__
+        self.run_folder.say(f'\nThe student is in {student}: {loader}.from_pretrained("{student}")')
+        if (push := self.run_folder.push_options) is not None and self.inputs.state.is_main_process:
+            self.run_folder.say(f"Pushed to {push.repo}: {push_folder(push).url}")
+        return record
+
+    def train_task(self, task: TaskInputs, previous: str) -> str:
+        """The stages of a task from the student that `previous` left, and its scores. Returns: where the last student is."""
+        if self.recipe.task_teacher is not None:
+            self.stages.train("task_teacher", None, task)
+        if task.section.replaced_copies:
+            name = str(Path(task.folder) / "copies")
+            made = self.run_folder.step(
+                name, f"Replacing words{task.label}", lambda folder: self.stages.replace_words(task, folder)
+            )
+            if made["examples"]:
+                task.add_examples(datasets.load_from_disk(self.run_folder.stages / name / "rows"))
+        for name in ("task_words", "task_answers"):
+            if getattr(self.recipe, name) is not None:
+                self.stages.train(name, previous, task)
+                previous = str(Path(task.folder) / name)
+        self.run_folder.step(
+            str(Path(task.folder) / "scores"), f"Scores{task.label}", lambda folder: self.results.score(task, previous, folder)
+        )
+        return previous

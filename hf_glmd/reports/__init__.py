@@ -1,0 +1,1 @@
+"""What a run did and what came out of it: records, cards, plots and the page."""

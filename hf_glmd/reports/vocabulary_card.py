@@ -1,0 +1,121 @@
+"""The model card of a model whose vocabulary was cut, and nothing else done to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_glmd.reports.card import (
+    KINDS,
+    PAPER_URL,
+    SHRUNK_TAGS,
+    Card,
+    SourceCard,
+    cut_paragraphs,
+    display_name,
+    is_hub_name,
+    versions_in_words,
+)
+from hf_glmd.utils.system import versions
+from hf_glmd.utils.text import markdown_table, markdown_text, percent
+
+if TYPE_CHECKING:
+    from hf_glmd.reports.vocab_report import VocabReport
+
+
+def render_vocabulary_card(
+    report: VocabReport,
+    removed: str,
+    original: str,
+    *,
+    name: str,
+    load_from: str | None = None,
+    pipeline_tag: str | None = None,
+    source: SourceCard | None = None,
+    plot: str | None = None,
+    corpora: Sequence[str] = (),
+    command: str = "",
+    verified: str = "",
+) -> str:
+    """A card whose every figure is the report's.
+
+    Args:
+        removed: what happens to removed tokens, as in `VocabShrinker.shrink`.
+        original: Hub name or folder of the model, or tokenizer, that was cut; empty: unknown.
+        name: of the result.
+        load_from: what the usage code loads. Unset: `name`.
+        pipeline_tag: see `hf_glmd.models.loading`. None: there is a tokenizer only.
+        source: what the original model's card says.
+        plot: the picture of the cut, relative to the card.
+        corpora: what was counted, in words.
+        verified: what was compared with the original, in words.
+    """
+    called = display_name(original) if original else "another tokenizer"
+    linked = f"[{markdown_text(called)}](https://huggingface.co/{original})"
+    named = linked if original and is_hub_name(original) else markdown_text(called)
+    kind = "A tokenizer" if pipeline_tag is None else f"A {KINDS[pipeline_tag]}"
+    where = f" of {', '.join(markdown_text(display_name(one)) for one in corpora)}" if corpora else ""
+    how = [
+        f"The tokens{where} were counted: {report.counted_tokens:,} tokens in {report.texts:,} texts. The rarest were cut, and "
+        "with them their rows of the embeddings. Nothing was trained: all other weights are those of the original model, and "
+        "text whose tokens were all kept gives the same predictions.",
+        *([markdown_text(verified)] if verified else []),
+        f"Made with {versions_in_words(versions('hf_glmd', 'torch', 'transformers', 'tokenizers'))}.",
+    ]
+    return Card(
+        name=name,
+        pipeline_tag=pipeline_tag,
+        summary=f"{kind} with {report.size:,} of the {report.original_size:,} tokens of {named}: what its corpus hardly uses "
+        f"was cut, by the vocabulary compression of [GLMD]({PAPER_URL}).",
+        source=source or SourceCard(),
+        base_model=original or None,
+        tags=SHRUNK_TAGS,
+        load_from=load_from,
+        example="The {mask} of the list is returned." if pipeline_tag == "fill-mask" else "The end of the list is returned.",
+        removed=removed,
+        table_title="Beside the original",
+        table=markdown_table(size_rows(report), ["", markdown_text(called), "this model"], "lrr"),
+        table_note=f"Coverage is of the counted text. Lengths are of {min(report.texts, 2_000):,} of its texts.",
+        plots=[f"![How often tokens were counted, and where the cut is]({plot})"] if plot else [],
+        how=how,
+        command=command,
+        cut=cut_paragraphs(
+            original_size=report.original_size,
+            size=report.size,
+            coverage=report.coverage,
+            length_ratio=report.length_ratio,
+            removed=removed,
+            removed_examples=report.removed_examples,
+            scripts=dataclasses.asdict(report).get("scripts", []),
+        ),
+        limits=[
+            "Text of another kind, or in another language, than what was counted has more words that were cut, takes more tokens "
+            "and is predicted worse; measure on yours.",
+            "Whatever the original model has learned wrongly, biases included, is still there.",
+        ],
+    ).render()
+
+
+def size_rows(report: VocabReport) -> list[tuple[str, str, str]]:
+    """What a reader compares: (fact, original, this model). Weights only where a model was cut."""
+    rows = [("vocabulary (tokens)", f"{report.original_size:,}", _beside(report.size, report.original_size))]
+    if (before := report.model_before) and (after := report.model_after):
+        rows += [
+            ("parameters", f"{before.parameters:,}", _beside(after.parameters, before.parameters)),
+            (
+                "- of the vocabulary",
+                f"{before.vocabulary_parameters:,}",
+                _beside(after.vocabulary_parameters, before.vocabulary_parameters),
+            ),
+            ("weights (MB)", f"{before.bytes / 1e6:,.1f}", f"{after.bytes / 1e6:,.1f}"),
+        ]
+    return [
+        *rows,
+        ("text covered by its tokens", "100%", percent(report.coverage)),
+        ("tokens per text", "1.000x", f"{report.length_ratio:.3f}x"),
+    ]
+
+
+def _beside(after: int, before: int) -> str:
+    return f"{after:,} ({after / before:.0%})"

@@ -1,0 +1,1 @@
+"""A smaller vocabulary, for a tokenizer and for its model."""

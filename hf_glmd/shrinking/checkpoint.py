@@ -1,0 +1,209 @@
+"""A checkpoint in, one with a smaller vocabulary out: counted, cut, verified, written. What `hf-glmd shrink` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_glmd.errors import UsageError
+from hf_glmd.utils.options import list_option, option
+
+if TYPE_CHECKING:
+    from hf_glmd.hub.push import PushResult
+    from hf_glmd.reports.vocab_report import VerifyReport, VocabReport
+    from hf_glmd.shrinking.shrinker import VocabShrinker
+
+
+@dataclass
+class ShrinkOptions:
+    """What `hf-glmd shrink` can be told, on the command line or in a YAML file; each field's help text is its documentation.
+
+    Raises: UsageError, a value is missing or out of range; all such values are named together.
+    """
+
+    model: str = option("The checkpoint: a folder, or the name of a model on the Hub.", "")
+    output: str = option("Folder to write to.", "")
+    corpus: list[str] = list_option(
+        "Text to count: files (.txt, .jsonl, .parquet, also .gz or .xz), folders, patterns such as 'data/*.txt', or data sets on "
+        "the Hub (name, name:config or name:config:split)."
+    )
+    revision: str | None = option("Branch, tag or commit of the model on the Hub.")
+    column: str = option("Column that holds the text.", "text")
+    weights: list[float] = list_option("How much each corpus counts, one number per corpus. Unset: 1 each.")
+    max_texts: int | None = option("Count only that many texts of each corpus, the first ones.")
+    counts: str | None = option("Counts that an earlier run saved, to be used instead of a corpus or added to it.")
+    save_counts: str | None = option("Also save the counts to this file.")
+    size: float | None = option("Share of the tokens to keep (0.5), or their exact number (32000). Unset: 0.5.")
+    coverage: float | None = option("Or: keep the smallest vocabulary that covers this share of the counted tokens, e.g. 0.999.")
+    min_count: int | None = option("Or: keep every token that was counted at least this often.")
+    order: str = option(
+        "Which tokens go first. 'count': the rarest, so that most texts keep their tokens. 'leaf': those that cost the least "
+        "length, for BPE; or a file of an order that was saved.",
+        "count",
+    )
+    keep: list[str] = list_option("Tokens that must stay.")
+    keep_texts: list[str] = list_option("Files whose texts keep all of their tokens, e.g. prompts.")
+    alphabet: str | None = option(
+        "Single characters that stay: 'seen' in the corpus (and ASCII), 'all', or 'none'. Unset: 'seen'."
+    )
+    removed: str = option(
+        "What happens to removed tokens. 'resegment': their text is split into kept pieces, and the result is plain files. "
+        "'nearest': the most similar kept token stands for them, as in the GLMD paper. 'unk': the unknown token does.",
+        "resegment",
+    )
+    similarity: str = option("For 'nearest', of the model's input embeddings: 'dot', 'cosine' or 'euclidean'.", "dot")
+    multiple_of: int = option("Round the size up to a multiple of this, by keeping more tokens.", 1)
+    verify_texts: int = option("Texts of the corpus on which the result is compared with the original.", 2_000)
+    overwrite: bool = option("Replace what an earlier run left in the output folder.", False)
+    push_to_hub: str | None = option("Also push the result to this repository on the Hub, user/name.", metavar="REPO")
+    private: bool = option("Of the repository, if it is new: private.", False)
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        if not self.model:
+            mistakes.append("the model is missing: name a folder, or a model on the Hub")
+        if not self.output:
+            mistakes.append("--output is missing: name a folder to write to")
+        if not self.corpus and not self.counts:
+            mistakes.append("there is nothing to count: give --corpus, or --counts of an earlier run")
+        given = [f"--{name.replace('_', '-')}" for name in ("size", "coverage", "min_count") if getattr(self, name) is not None]
+        if len(given) > 1:
+            mistakes.append(f"{' and '.join(given)} contradict each other: give one of them")
+        if self.weights and len(self.weights) != len(self.corpus):
+            mistakes.append(f"--weights has {len(self.weights)} numbers for {len(self.corpus)} corpora: give one per corpus")
+        if self.max_texts is not None and self.max_texts < 1:
+            mistakes.append(f"--max-texts {self.max_texts} leaves nothing to count: use 1 or more")
+        if self.verify_texts < 1:
+            mistakes.append(f"--verify-texts {self.verify_texts} leaves nothing to compare: use 1 or more")
+        if self.size is not None and self.size > 1:
+            if self.size != int(self.size):
+                mistakes.append(f"--size {self.size} is neither a share of at most 1 nor a whole number of tokens")
+            else:
+                self.size = int(self.size)
+        if self.model and self.output and Path(self.model).resolve() == Path(self.output).resolve():
+            mistakes.append(f"--output '{self.output}' is the model itself: name another folder")
+        if mistakes:
+            raise UsageError("; ".join(mistakes) + ".")
+
+
+@dataclass
+class ShrinkResult:
+    """What `shrink_checkpoint` wrote, in figures."""
+
+    output: str
+    vocabulary: VocabReport
+    verified: VerifyReport
+    carried: list[str]
+    pushed: PushResult | None = None
+
+    def table(self) -> str:
+        """Before and after, for people."""
+        from hf_glmd.reports.vocabulary_card import size_rows
+        from hf_glmd.utils.text import markdown_table
+
+        lines = [markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr"), "", self.verified.summary()]
+        if self.carried:
+            lines.append(f"Carried along: {', '.join(self.carried)}.")
+        lines.append(f"Written to {self.output}")
+        if self.pushed is not None:
+            lines.append(f"Pushed to {self.pushed.repo}: {self.pushed.url}")
+        return "\n".join(lines)
+
+
+def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: str = "") -> ShrinkResult:
+    """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map, card, and what was cut as
+    JSON, picture and page.
+
+    The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
+    at all. What else of the checkpoint is still true goes along, see `hf_glmd.shrinking.checkpoint_files`: of a repository of
+    sentence-transformers all modules do, and the tokens of its prompts stay.
+
+    Args:
+        options: see there.
+        progress: show progress bars.
+        command: how it was called, for the card.
+    Raises: UsageError, something is missing or does not fit, or could not be pushed; the folder is complete then. RuntimeError,
+        the verification found a difference, which is a bug.
+    """
+    # Loaded here, for `hf-glmd shrink --help` reads the options above and needs none of it.
+    from hf_glmd.hub.options import PushOptions
+    from hf_glmd.hub.push import check_push, push_folder
+    from hf_glmd.models.loading import load_checkpoint, load_config
+    from hf_glmd.reports.card import SourceCard
+    from hf_glmd.reports.page import write_report
+    from hf_glmd.shrinking.checkpoint_files import REPLACED_FILES, find_carried_files
+    from hf_glmd.utils.files import written_whole
+    from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, load_tokenizer
+    from hf_glmd.vocab.tokenizer_files import STALE_FILES
+
+    _check_output(Path(options.output), options.overwrite)
+    push = PushOptions(options.output, options.push_to_hub, private=options.private) if options.push_to_hub else None
+    if push is not None:
+        check_push(push)
+    load_config(options.model, options.revision)  # a wrong name is found before an hour of counting
+    carried = find_carried_files(options.model, options.revision)
+    tokenizer = load_tokenizer(options.model, options.revision)
+    shrinker = _counted(options, tokenizer, progress)
+    model = load_checkpoint(options.model, revision=options.revision)
+    vocab = shrinker.shrink(
+        size=options.size,
+        coverage=options.coverage,
+        min_count=options.min_count,
+        keep=options.keep,
+        keep_texts=[*_texts_of(options.keep_texts, options.column), *carried.prompts],
+        removed=options.removed,
+        similarity=options.similarity,
+        embeddings=model.get_input_embeddings().weight if options.removed == "nearest" else None,
+        multiple_of=options.multiple_of,
+        alphabet=options.alphabet,
+        order=options.order,
+        model=model,
+    )
+    verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
+    small = vocab.resize(model)
+    stale = (*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER, *REPLACED_FILES)
+    with written_whole(options.output, stale) as folder:
+        small.save_pretrained(folder)
+        vocab.save_pretrained(folder)
+        vocab.save_report(folder)
+        carried.copy_to(folder, vocab.report.size)
+        vocab.save_card(
+            folder,
+            name=Path(options.output).name,
+            load_from=options.output,
+            original=options.model,
+            source=SourceCard.read(options.model, options.revision),
+            corpora=options.corpus or [str(options.counts)],
+            command=command,
+            verified=verified.summary(),
+        )
+    write_report(options.output)
+    pushed = push_folder(push) if push is not None else None
+    return ShrinkResult(options.output, vocab.report, verified, list(carried.names), pushed)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output '{output}' is a file: name a folder.")
+    if not overwrite and output.is_dir() and any(output.iterdir()):
+        raise UsageError(f"--output '{output}' is not empty: name another folder, or add --overwrite.")
+
+
+def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShrinker:
+    from hf_glmd.shrinking.shrinker import VocabShrinker
+
+    shrinker = VocabShrinker.load_counts(options.counts, tokenizer) if options.counts else VocabShrinker(tokenizer)
+    for source, weight in zip(options.corpus, options.weights or [1.0] * len(options.corpus), strict=True):
+        shrinker.count(source, options.column, weight=weight, max_texts=options.max_texts, progress=progress)
+    if options.save_counts:
+        shrinker.save_counts(options.save_counts)
+    return shrinker
+
+
+def _texts_of(files: list[str], column: str) -> Iterator[str]:
+    from hf_glmd.data.sources import read_texts
+
+    for file in files:
+        yield from read_texts(file, column)[0]

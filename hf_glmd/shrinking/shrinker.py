@@ -1,0 +1,381 @@
+"""VocabShrinker: count a corpus, choose the tokens that matter, and cut the tokenizer down to them."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from hf_glmd.data.sources import read_texts
+from hf_glmd.errors import UsageError
+from hf_glmd.reports.vocab_report import VocabReport
+from hf_glmd.shrinking.required_tokens import BYTES, CHARACTERS, KEEP, KEEP_TEXTS, MODEL, SPECIAL, TEMPLATE, required_tokens
+from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
+from hf_glmd.vocab.closure import MergeTree
+from hf_glmd.vocab.counting import (
+    TokenCounts,
+    backend_of,
+    count_corpus,
+    tokenizer_fingerprint,
+    vocabulary_rows,
+)
+from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
+from hf_glmd.vocab.rewrite import model_type, placeholder_ids, refuse_unsupported, shrink_tokenizer_json, token_ids
+from hf_glmd.vocab.scripts import script_shares
+from hf_glmd.vocab.selection import ORDERS, load_order, save_order, select, token_order
+from hf_glmd.vocab.tokenizer_files import encode_texts, small_tokenizer
+from hf_glmd.vocab.vocab_map import REMOVED_MODES, VocabMap, nearest_kept
+
+logger = logging.getLogger(__name__)
+
+COST_TEXTS = 500
+"""Of the remembered texts so many are read with both tokenizers each time that a vocabulary is cut."""
+
+
+class VocabShrinker:
+    """Counts which tokens a corpus uses and cuts the vocabulary down to those.
+
+    >>> vocab = VocabShrinker(tokenizer).count("corpus.txt").shrink(size=0.5)  # doctest: +SKIP
+    >>> student = vocab.resize(model)  # doctest: +SKIP
+
+    Args:
+        tokenizer: a fast transformers tokenizer, or the Hub name or path of one; or a `tokenizers.Tokenizer`.
+    Raises: UsageError, it cannot be loaded, or has no fast backend.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = load_tokenizer(tokenizer)
+        elif isinstance(tokenizer, Tokenizer):
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        self.tokenizer = tokenizer
+        self._backend = backend_of(tokenizer)
+        self._counted = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
+        self._sample_ids: list[list[int]] | None = None  # what the remembered texts are split into, once it is asked for
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [V]: how often each token was counted so far."""
+        return self._counted.values
+
+    def count(
+        self,
+        source: Any,
+        column: str = "text",
+        weight: float = 1.0,
+        *,
+        max_texts: int | None = None,
+        batch_size: int = 10_000,
+        progress: bool = True,
+    ) -> VocabShrinker:
+        """Counts the tokens of a corpus; called again, the counts add up.
+
+        Under several processes (`accelerate launch`) the work is shared out and every process ends with the counts of all.
+
+        Args:
+            source, column: see `hf_glmd.data.sources.read_texts`: texts, rows, data sets, files or folders.
+            weight: > 0. Each token of this corpus counts that often.
+            max_texts: >= 1. Read only that many texts, the first ones.
+            batch_size: texts tokenized at once, >= 1. It does not change the result.
+            progress: show a progress bar.
+        Returns: self.
+        Raises: UsageError, the source is missing, of an unknown kind, without the column, or holds no token.
+        """
+        if max_texts is not None:
+            if isinstance(max_texts, bool) or not isinstance(max_texts, int) or max_texts < 1:
+                raise UsageError(f"max_texts={max_texts!r} is not a number of texts: use 1 or more, or None for all.")
+            source = itertools.islice(read_texts(source, column)[0], max_texts)
+        counted = count_corpus(self.tokenizer, source, column, weight, batch_size=batch_size, progress=progress)
+        self._counted = self._counted + counted
+        self._sample_ids = None
+        return self
+
+    def sample(self, number: int) -> list[str]:
+        """The beginnings of up to `number` of the counted texts, evenly chosen; at most `SAMPLE_TEXTS` are remembered."""
+        return list(self._counted.sample.values())[:number]
+
+    def save_counts(self, path: str | os.PathLike[str]) -> None:
+        """Writes the counts to a safetensors file, with the fingerprint of the tokenizer that made them."""
+        self._counted.save(path, tokenizer_fingerprint(self.tokenizer))
+
+    @classmethod
+    def load_counts(cls, path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], tokenizer: Any) -> VocabShrinker:
+        """A shrinker with the counts that `save_counts` wrote.
+
+        Args:
+            path: a file or several, say one from each of several machines; the counts of several add up.
+            tokenizer: that counted.
+        Raises: UsageError, a file is missing, or another tokenizer counted.
+        """
+        shrinker = cls(tokenizer)
+        shrinker._counted = TokenCounts.load(path, tokenizer_fingerprint(shrinker.tokenizer))
+        return shrinker
+
+    def save_order(self, path: str | os.PathLike[str], order: str = "count") -> None:
+        """Writes the order in which tokens are kept to a safetensors file, for `shrink(order=path)` at any size.
+
+        Args:
+            path: the file; its folder is created.
+            order: "count" or "leaf", see `shrink`.
+        Raises: UsageError, nothing was counted, or the tokenizer cannot be cut.
+        """
+        data = json.loads(self._backend.to_str())
+        refuse_unsupported(data)
+        vocabulary = self._vocabulary(data)
+        ids = token_order(self.counts, order, self._merge_tree(data), self._absent(vocabulary))
+        save_order(ids, path, tokenizer_fingerprint(self.tokenizer))
+
+    def shrink(
+        self,
+        size: int | float | None = None,
+        coverage: float | None = None,
+        min_count: int | None = None,
+        keep: Iterable[str | int] = (),
+        keep_texts: Iterable[str] = (),
+        removed: str = "resegment",
+        similarity: str = "dot",
+        embeddings: torch.Tensor | np.ndarray | None = None,
+        multiple_of: int = 1,
+        *,
+        alphabet: str | None = None,
+        order: str | os.PathLike[str] | np.ndarray = "count",
+        model: Any = None,
+    ) -> ShrunkVocab:
+        """The smaller vocabulary. Of size, coverage and min_count one is given; with none of them size is 0.5.
+
+        What the tokenizer itself needs always stays: special tokens and other added ones (but for mere placeholders such as
+        `<unused17>` that were never counted), the unknown token, what a chat template writes, the bytes of a byte-level model.
+        A token of a BPE model comes with all that it is merged from, and the size includes that.
+
+        Args:
+            size: float in (0, 1]: share of V, rounded up. int: the exact final number of tokens, all included.
+            coverage: in (0, 1]: the smallest vocabulary that covers this share of the counted tokens, e.g. 0.999.
+            min_count: >= 1: every token counted at least this often.
+            keep: tokens (str) or ids (int) that must stay.
+            keep_texts: every token of these texts stays, e.g. prompts or verbalizers.
+            removed: "resegment": text of a removed token is split into kept pieces, and the tokenizer is a plain one. "nearest":
+                the most similar kept token stands for a removed one, as in the GLMD paper. "unk": the unknown token does.
+            similarity: for "nearest": "dot", "cosine" or "euclidean".
+            embeddings: for "nearest": [>= V, H] the teacher's input rows.
+            multiple_of: round the size up to this multiple by keeping more tokens.
+            alphabet: single characters that stay, wherever in a word: "seen" (those of the counted tokens, and ASCII), "all", or
+                "none". Text of these characters never becomes unknown. Unset: "seen", and "none" where nothing is respelt.
+            order: which tokens are kept first. "count": the most frequent, so that most texts keep all their tokens. "leaf": for
+                BPE, made backwards by dropping the rarest token that no other is merged from, so that texts come out shorter.
+                Or a file that `save_order` wrote, or an array of all ids. Smaller vocabularies lie inside larger ones.
+            model: a model, or its config: the tokens it refers to by id (its generation config, too) stay.
+        Returns: `ShrunkVocab`.
+        Raises: UsageError, nothing was counted, a value is out of range, a kept token does not exist, more tokens have to stay
+            than `size` allows, or tokenizer, embeddings or model do not fit.
+        """
+        lossless = removed == "resegment"
+        _check_mode(removed, similarity, embeddings)
+        if size is None and coverage is None and min_count is None:
+            size = 0.5
+        with _no_garbage_collection():
+            data = json.loads(self._backend.to_str())
+            if lossless:
+                refuse_unsupported(data)
+            vocabulary = self._vocabulary(data)
+            merges = self._merge_tree(data) if lossless else None
+            required = required_tokens(
+                self.tokenizer,
+                data,
+                vocabulary,
+                self.counts,
+                keep=keep,
+                keep_texts=keep_texts,
+                alphabet=alphabet or ("seen" if lossless else "none"),
+                lossless=lossless,
+                merges=merges,
+                model=model,
+            )
+            kept_ids = select(
+                self.counts,
+                size=size,
+                coverage=coverage,
+                min_count=min_count,
+                required=required,
+                absent=self._absent(vocabulary),
+                multiple_of=multiple_of,
+                order=self._order(order),
+                merges=merges,
+            )
+            if lossless:
+                vocab_map = VocabMap(kept_ids, original_size=self.counts.size)
+                # AutoTokenizer looks at the model's config.json, where there is one.
+                beside = getattr(getattr(model, "config", model), "model_type", None)
+                small = shrink_tokenizer_json(data, kept_ids, vocabulary)
+                tokenizer = small_tokenizer(self.tokenizer, small, self.sample(200), beside)
+            else:
+                tokenizer = self._mapped(kept_ids, required, removed, similarity, embeddings)
+                vocab_map = tokenizer.vocab_map
+            return ShrunkVocab(
+                tokenizer=tokenizer,
+                vocab_map=vocab_map,
+                report=self._report(data, vocabulary, vocab_map, tokenizer, required),
+                original_tokenizer=self.tokenizer,
+                probes=self.sample(200),
+                original_counts=self.counts,
+            )
+
+    def _vocabulary(self, data: dict[str, Any]) -> dict[str, int]:
+        """Token -> id. Raises: UsageError, it is not the vocabulary that was counted."""
+        vocabulary = token_ids(data)
+        rows = max(vocabulary.values()) + 1
+        if rows != self.counts.size:
+            raise UsageError(
+                f"The tokenizer had {self.counts.size} rows when the counting began, now {rows}: add tokens first, then count."
+            )
+        if not self.counts.any():
+            raise UsageError("Nothing was counted, so it is unknown which tokens matter: call count(corpus) first.")
+        return vocabulary
+
+    def _merge_tree(self, data: dict[str, Any]) -> MergeTree | None:
+        return MergeTree.of(data["model"], self.counts.size) if model_type(data) == "BPE" else None
+
+    def _absent(self, vocabulary: dict[str, int]) -> np.ndarray:
+        """Ids that no token has."""
+        missing = np.ones(self.counts.size, dtype=bool)
+        missing[np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary))] = False
+        return np.flatnonzero(missing)
+
+    def _order(self, order: str | os.PathLike[str] | np.ndarray) -> str | np.ndarray:
+        if isinstance(order, os.PathLike) or (isinstance(order, str) and order not in ORDERS):
+            return load_order(order, tokenizer_fingerprint(self.tokenizer))
+        return order if isinstance(order, str) else np.asarray(order)
+
+    def _mapped(
+        self,
+        kept_ids: np.ndarray,
+        required: dict[str, np.ndarray],
+        removed: str,
+        similarity: str,
+        embeddings: torch.Tensor | np.ndarray | None,
+    ) -> Any:
+        """The original tokenizer with a map by which a kept token stands for each removed one."""
+        from hf_glmd.vocab.mapped_tokenizer import MappedTokenizer
+
+        if removed == "unk":
+            if self.tokenizer.unk_token_id is None:
+                raise UsageError("removed='unk' needs an unknown token, which the tokenizer lacks: use 'resegment' or 'nearest'.")
+            old_to_small = np.full(self.counts.size, np.searchsorted(kept_ids, self.tokenizer.unk_token_id))
+            old_to_small[kept_ids] = np.arange(kept_ids.size)
+            vocab_map = VocabMap(kept_ids, self.counts.size, removed, old_to_small)
+        else:
+            assert embeddings is not None
+            own = np.concatenate([required[SPECIAL], required.get(BYTES, [])]).astype(np.int64)
+            old_to_small = nearest_kept(embeddings, kept_ids, similarity, special_ids=own, original_size=self.counts.size)
+            vocab_map = VocabMap(kept_ids, self.counts.size, removed, old_to_small, similarity)
+        return MappedTokenizer(self.tokenizer, vocab_map)
+
+    def _report(
+        self,
+        data: dict[str, Any],
+        vocabulary: dict[str, int],
+        vocab_map: VocabMap,
+        tokenizer: Any,
+        required: dict[str, np.ndarray],
+    ) -> VocabReport:
+        kept_ids = vocab_map.kept_ids
+        floor = np.zeros(self.counts.size, dtype=bool)
+        n_kind = dict.fromkeys((SPECIAL, TEMPLATE, MODEL, BYTES, CHARACTERS, KEEP, KEEP_TEXTS), 0)
+        for name, ids in required.items():
+            n_kind[name] = int((~floor[ids]).sum())
+            floor[ids] = True
+        kept = vocab_map.keeps(np.arange(self.counts.size))
+        commonest_removed = int(self.counts[~kept].max(initial=0))
+        placeholders = placeholder_ids(data)
+        free = [token for token_id, token in placeholders.items() if not kept[token_id]]
+        if free:
+            logger.info("%d placeholder tokens that were never counted are removed, such as %r.", len(free), free[0])
+        removed = np.flatnonzero(~kept & (self.counts > 0))
+        removed = removed[np.lexsort((removed, -self.counts[removed]))][:20].tolist()
+        rarest = np.flatnonzero(kept & ~floor & (self.counts >= max(commonest_removed, 1)))
+        rarest = rarest[np.lexsort((rarest, self.counts[rarest]))][:20].tolist()
+        examples = {*removed, *rarest}
+        names = {token_id: token for token, token_id in vocabulary.items() if token_id in examples}
+        length_ratio, new_unknown = self._cost(vocab_map, tokenizer)
+        return VocabReport(
+            original_size=vocab_map.original_size,
+            size=vocab_map.size,
+            coverage=float(self.counts[kept_ids].sum() / self.counts.sum()),
+            length_ratio=length_ratio,
+            counted_tokens=int(self.counts.sum()),
+            texts=self._counted.texts,
+            n_special=n_kind[SPECIAL] + n_kind[TEMPLATE] + n_kind[MODEL],
+            n_alphabet=n_kind[BYTES] + n_kind[CHARACTERS],
+            n_keep=n_kind[KEEP] + n_kind[KEEP_TEXTS],
+            n_closure=int((kept & ~floor & (self.counts < commonest_removed)).sum()),
+            n_placeholders_removed=len(free),
+            removed_examples=[names[token_id] for token_id in removed],
+            kept_examples=[names[token_id] for token_id in rarest],
+            scripts=script_shares(self._token_texts(), self.counts, kept_ids),
+            new_unknown=new_unknown,
+        )
+
+    def _token_texts(self) -> list[str]:
+        """[V]: what each token stands for; special tokens and rows without a token for nothing."""
+        return self._backend.decode_batch([[row] for row in range(self.counts.size)], skip_special_tokens=True)
+
+    def _cost(self, vocab_map: VocabMap, tokenizer: Any) -> tuple[float, int]:
+        """On the remembered texts: tokens after / before, and unknown tokens after less those before."""
+        texts = self.sample(COST_TEXTS)
+        if self._sample_ids is None:
+            self._sample_ids = encode_texts(self._backend, texts)
+        before = np.fromiter(itertools.chain.from_iterable(self._sample_ids), dtype=np.int64)
+        if vocab_map.removed != "resegment":
+            after = vocab_map.to_small(before)
+        else:
+            # A text of kept tokens only is split as before, so only the others are read again.
+            ends = np.cumsum([0, *map(len, self._sample_ids)])
+            gone = np.append(0, np.cumsum(~vocab_map.keeps(before)))[ends]
+            other = np.diff(gone) > 0
+            same = vocab_map.to_small(before[~np.repeat(other, np.diff(ends))])
+            split = encode_texts(tokenizer.backend_tokenizer, [texts[at] for at in np.flatnonzero(other)])
+            after = np.concatenate([same, *(np.array(ids, dtype=np.int64) for ids in split)])
+        new_unknown = 0
+        if tokenizer.unk_token_id is not None:
+            unknown = vocab_map.to_original(tokenizer.unk_token_id)
+            new_unknown = int((after == tokenizer.unk_token_id).sum() - (before == unknown).sum())
+        if new_unknown > 0 and vocab_map.removed == "resegment":
+            logger.warning(
+                "%d words of the %d sampled texts become unknown: alphabet='all' or 'seen' keeps the single characters that "
+                "spell them, where the tokenizer can spell; otherwise keep more tokens.",
+                new_unknown,
+                len(texts),
+            )
+        return (after.size / before.size if before.size else 1.0), new_unknown
+
+
+def _check_mode(removed: str, similarity: str, embeddings: torch.Tensor | np.ndarray | None) -> None:
+    if removed not in REMOVED_MODES:
+        raise UsageError(f"removed={removed!r} is unknown: use one of {', '.join(REMOVED_MODES)}.")
+    if similarity not in ("dot", "cosine", "euclidean"):
+        raise UsageError(f"similarity={similarity!r} is unknown: use 'dot', 'cosine' or 'euclidean'.")
+    if embeddings is not None and removed != "nearest":
+        raise UsageError("embeddings are used by removed='nearest' only: leave them out.")
+    if embeddings is None and removed == "nearest":
+        raise UsageError("removed='nearest' compares embeddings: give embeddings=model.get_input_embeddings().weight.")
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A vocabulary is hundreds of thousands of small objects, and the collector would go through them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,1 @@
+"""Teachers: live, averaged, or read from disk."""

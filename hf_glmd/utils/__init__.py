@@ -1,0 +1,1 @@
+"""Files, text and machines: what every room uses."""
