@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.data.packing import ORIGINAL_IDS, boundary_ids
+from hf_glmd.data.rows import trimmed
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
 
-Positions = Literal["all", "masked"]
+Positions = Literal["all", "masked", "labels"]
 
 
 class WordPredictionCollator:
@@ -29,6 +30,7 @@ class WordPredictionCollator:
     Args:
         tokenizer: pads; its mask token hides words.
         positions: "all": every non-padding position counts (the paper). "masked": only positions that hold the mask token.
+            "labels": those where the rows' `labels` are not -100; of causal models those that predict such a token.
         mlm_probability: share of the tokens to mask, in [0, 1). 0 leaves the rows as they are.
         seed: of the choice.
         causal: the model predicts the next word, so that this is the target of a position.
@@ -46,8 +48,8 @@ class WordPredictionCollator:
         mask_share: float | None = None,  # former name of mlm_probability
     ) -> None:
         mlm_probability = mlm_probability if mask_share is None else mask_share
-        if positions not in ("all", "masked"):
-            raise UsageError(f"positions='{positions}' is unknown. Use 'all' or 'masked'.")
+        if positions not in ("all", "masked", "labels"):
+            raise UsageError(f"positions='{positions}' is unknown. Use 'all', 'masked' or 'labels'.")
         if not 0 <= mlm_probability < 1:
             raise UsageError(f"mlm_probability={mlm_probability} is out of range. Use 0 or more and less than 1, e.g. 0.15.")
         _require_padding(tokenizer)
@@ -70,22 +72,38 @@ class WordPredictionCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns: `input_ids`, `attention_mask` int64 [B, S]; `prediction_mask` bool [B, S], True where a position counts;
         `targets` int64 [B, S], the word that was hidden, or (where none are) the next one, -100 elsewhere."""
+        labelled = self.positions == "labels"
+        if labelled and any(row.get("labels") is None for row in rows):
+            raise UsageError("positions='labels', and a row has no labels. Give rows with labels, or use positions='all'.")
+        rows = [trimmed(row, ("labels",) if labelled else ()) for row in rows]
         batch = padded(rows, self.tokenizer)
         ids, filled = batch["input_ids"], batch["attention_mask"].bool()
+        labels = self._labels(rows, ids) if labelled else None
         if self.mlm_probability > 0:
-            hidden = self.hidden_words(ids, filled)
+            hidden = self.hidden_words(ids, filled) & ~_special_tokens(rows, ids)
             targets = ids.masked_fill(~hidden, IGNORE_INDEX)
             ids = ids.masked_fill(hidden, self.tokenizer.mask_token_id)
         else:
             hidden = torch.zeros_like(filled)
-            targets = self.next_words(rows, ids, filled)
+            targets = self.next_words(rows, ids, filled) if labels is None else labels
         counted = filled if self.positions == "all" else filled & (ids == self.tokenizer.mask_token_id)
+        if labels is not None:
+            counted = filled & (labels != IGNORE_INDEX)
         if ORIGINAL_IDS in rows[0]:
             batch[ORIGINAL_IDS] = self._original_ids(rows, ids, hidden)
-        if "position_ids" in rows[0]:  # several documents in a row, each with positions of its own: they do not see each other
-            del batch["attention_mask"]
+        if "position_ids" in rows[0]:
             batch["position_ids"] = _padded_positions(rows, ids.shape[1])
+            if self.causal:  # several documents in a row, each with positions of its own: they do not see each other
+                del batch["attention_mask"]
         return {**batch, "input_ids": ids, "prediction_mask": counted, "targets": targets}
+
+    def _labels(self, rows: Sequence[Mapping[str, Any]], ids: Tensor) -> Tensor:
+        """int64 [B, S]; of causal models each at the position that predicts it."""
+        width = ids.shape[1]
+        labels = torch.tensor([[*row["labels"], *[IGNORE_INDEX] * (width - len(row["labels"]))] for row in rows])
+        if not self.causal:
+            return labels
+        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], 1)
 
     def _original_ids(self, rows: Sequence[Mapping[str, Any]], ids: Tensor, hidden: Tensor) -> Tensor:
         """The same text as `ids`, as it was before similar tokens took the place of removed ones: int64 [B, S]."""
@@ -167,7 +185,7 @@ class TargetCollator:
         }
 
     def _parts(self, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        ids = list(row["input_ids"])
+        ids = trimmed(row)["input_ids"]
         if row.get("labels") is not None:
             target = [token for token in row["labels"] if token != IGNORE_INDEX]
             if not target:
@@ -190,9 +208,19 @@ def _padded_positions(rows: Sequence[Mapping[str, Any]], length: int) -> Tensor:
 
 
 def padded(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, int64 [B, S], padded on the right."""
-    batch = tokenizer.pad({"input_ids": [list(row["input_ids"]) for row in rows]}, padding_side="right", return_tensors="pt")
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    """`input_ids`, `attention_mask` and, if the rows have them, `token_type_ids`, int64 [B, S], padded on the right."""
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in rows[0]]
+    batch = tokenizer.pad([{name: list(row[name]) for name in names} for row in rows], padding_side="right", return_tensors="pt")
+    return {name: batch[name] for name in dict.fromkeys(["input_ids", "attention_mask", *names])}
+
+
+def _special_tokens(rows: Sequence[Mapping[str, Any]], ids: Tensor) -> Tensor:
+    """What the rows themselves call special, bool [B, S]."""
+    special = torch.zeros_like(ids, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        mask = row.get("special_tokens_mask", ())
+        special[number, : len(mask)] = torch.tensor(mask, dtype=torch.bool)
+    return special
 
 
 ROW_COLUMNS = ("input_ids", "token_type_ids", ORIGINAL_IDS)
@@ -217,12 +245,13 @@ class ClassCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns: `input_ids`, `attention_mask` and, if the rows have them, `token_type_ids`, int64 [B, S];
         `prediction_mask` bool [B, 1], True: every text counts; and the original ids of a `MappedTokenizer`."""
-        names = [name for name in ROW_COLUMNS if name in rows[0]]
+        rows = [trimmed(row) for row in rows]
+        names = [name for name in (*ROW_COLUMNS, "attention_mask") if name in rows[0]]
         batch = self.tokenizer.pad(
-            [{name: list(row[name]) for name in names} for row in rows], padding_side="right", return_tensors="pt"
+            [{name: row[name] for name in names} for row in rows], padding_side="right", return_tensors="pt"
         )
         mask = torch.ones(len(rows), 1, dtype=torch.bool)
-        return {**{name: batch[name] for name in [*names, "attention_mask"]}, "prediction_mask": mask}
+        return {**{name: batch[name] for name in dict.fromkeys([*names, "attention_mask"])}, "prediction_mask": mask}
 
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids")

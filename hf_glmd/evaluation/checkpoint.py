@@ -144,10 +144,10 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
     from accelerate import PartialState
 
     from hf_glmd.evaluation.words import compare_word_predictions, model_facts
-    from hf_glmd.models.heads import is_masked_lm
+    from hf_glmd.models.heads import is_masked_lm, output_embedding
     from hf_glmd.tasks.catalogue import task_by_name
     from hf_glmd.teachers.live import LiveTeacher
-    from hf_glmd.teachers.vocabularies import check_same_words
+    from hf_glmd.teachers.vocabularies import check_same_words, with_shared_rows
     from hf_glmd.training.datasets import MAX_DEFAULT_LENGTH, readable
     from hf_glmd.utils.system import hardware
     from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
@@ -164,6 +164,8 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
         vocab_map = _map_of(options.model)
         check_same_words(tokenizer, own, vocab_map)
         teacher = LiveTeacher(_load(options.teacher, options.teacher_revision, device), vocab_map)
+        rows = output_embedding(model).weight.shape[0]
+        teacher = with_shared_rows(rows, teacher, tokenizer, same_words=True, mapped=vocab_map is not None)
         if is_masked_lm(teacher.model) != is_masked_lm(model):
             raise UsageError(f"'{options.model}' and '{options.teacher}' are of different kinds: one fills blanks, one goes on.")
         models["teacher"] = (LiveTeacher(teacher.model), own)

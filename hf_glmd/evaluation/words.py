@@ -84,6 +84,7 @@ def compare_word_predictions(
             scores = [torch.ones_like(hidden_ids), logits.argmax(-1) == hidden_ids]
             if teacher is not None:
                 wanted = teacher.logits(inputs, positions).float()
+                logits = logits[:, : teacher.size]  # rows that the tokenizer cannot address are no words
                 guess = wanted.argmax(-1)
                 scores += [guess == hidden_ids, dense_word_prediction_loss(logits, wanted, 1.0), guess == logits.argmax(-1)]
             totals[: len(scores)] += torch.stack([score.double().sum() for score in scores]).cpu()

@@ -93,7 +93,9 @@ class WordHead:
         self._collected: Any = None
         unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
         # Keys and values would be kept for words that are never generated, and a cache hides where packed texts end.
-        self._settings = {"use_cache": False} if "use_cache" in inspect.signature(unwrapped.forward).parameters else {}
+        accepted = set(inspect.signature(unwrapped.forward).parameters)
+        self._accepted = accepted if "input_ids" in accepted else None  # a wrapper that hands on whatever it gets
+        self._settings = {"use_cache": False} if "use_cache" in accepted else {}
         with gathered(model.parameters()):  # of a model that was sharded when it was loaded
             self.fallback = self._find_out(model)
 
@@ -152,7 +154,7 @@ class WordHead:
         """
         if self.fallback is None:
             return self.collect(model, inputs, HeadInputs.logits, positions, rows)
-        logits = model(**inputs, **self._settings).logits
+        logits = model(**self._own(inputs), **self._settings).logits
         if positions is not None:
             logits = at_positions(logits, positions)
         if rows is not None:
@@ -172,13 +174,17 @@ class WordHead:
             return self.collect(model, inputs, lambda head: compute(head.logits()), positions)
         return compute(self.logits(model, inputs, positions))
 
+    def _own(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs that this model takes: a DistilBERT reads no token_type_ids, its teacher may."""
+        return {name: value for name, value in inputs.items() if self._accepted is None or name in self._accepted}
+
     # How it is found out
 
     def _run(self, model: nn.Module, inputs: Mapping[str, Any], at_head: Callable[[Tensor], Any]) -> Any:
         self._collect, self._collected = at_head, None
         try:
             with replaced_forward(self._module, self._forward):
-                output = model(**inputs, **self._settings)
+                output = model(**self._own(inputs), **self._settings)
             result, output = self._collected, getattr(output, "logits", None)
             if isinstance(result, Tensor) and result.requires_grad and isinstance(output, Tensor):
                 return _ThroughOutput.apply(result, output)

@@ -138,7 +138,7 @@ def with_adapter(base: PreTrainedModel, folder: str | PathLike[str]) -> Any:
         raise UsageError(f"the adapters of '{folder}' do not fit {base.config.name_or_path}: {reason}") from error
     if getattr(base, "is_quantized", False):
         return model
-    return model.merge_and_unload()
+    return merged(model)
 
 
 def with_new_adapter(model: PreTrainedModel, options: dict[str, Any]) -> Any:
@@ -159,4 +159,34 @@ def with_new_adapter(model: PreTrainedModel, options: dict[str, Any]) -> Any:
 
 def merged_copy(model: nn.Module) -> PreTrainedModel:
     """A plain model with the adapters in its weights; the given one is left as it is, bit for bit."""
-    return copy.deepcopy(model).merge_and_unload()
+    return merged(copy.deepcopy(model))
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """A plain model with the adapters in its weights, which are changed.
+
+    Adapters of the input or the output table make two tables of a tied one: they are untied, in weights and config.
+    """
+    base = model.get_base_model()
+    tables = [_plain_table(base.get_input_embeddings()), _plain_table(base.get_output_embeddings())]
+    adapted = any(table is not part for table, part in zip(tables, _parts(base), strict=True))
+    if adapted and None not in tables and tables[0].weight is tables[1].weight:
+        tables[1].weight = nn.Parameter(tables[1].weight.detach().clone())
+    plain = model.merge_and_unload()
+    head, table = plain.get_output_embeddings(), plain.get_input_embeddings()
+    config = plain.config.get_text_config()
+    if adapted and head is not None and head.weight is not table.weight and config.tie_word_embeddings:
+        plain.config.tie_word_embeddings = config.tie_word_embeddings = False
+        plain.all_tied_weights_keys = plain.get_expanded_tied_weights_keys(all_submodels=True)
+    return plain
+
+
+def _parts(model: PreTrainedModel) -> list[Any]:
+    return [model.get_input_embeddings(), model.get_output_embeddings()]
+
+
+def _plain_table(part: Any) -> Any:
+    """The layer inside of what PEFT wrapped around it."""
+    if hasattr(part, "original_module"):  # modules_to_save
+        part = part.original_module
+    return part.get_base_layer() if hasattr(part, "get_base_layer") else part

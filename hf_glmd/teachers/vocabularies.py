@@ -14,6 +14,9 @@ from hf_glmd.vocab.vocab_map import VocabMap
 
 logger = logging.getLogger(__name__)
 
+FEW_TOKENS = 64
+"""That many tokens may lack a row, such as Gemma 3's image token in its text models; with more the models belong elsewhere."""
+
 _PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "MiXeD CaSe, ÀÉÎÕÜ naïve façade",
@@ -76,6 +79,11 @@ def with_shared_rows(student_size: int, teacher: Teacher, tokenizer: Any, same_w
     if student_size == teacher.size:
         return teacher
     used = max(tokenizer.get_vocab().values()) + 1
+    least = min(student_size, teacher.size)
+    if same_words and not mapped and least < used <= least + FEW_TOKENS:
+        names = sorted(token for token, token_id in tokenizer.get_vocab().items() if token_id >= least)
+        logger.warning("%d tokens have no row in a model and are left out: %s.", used - least, ", ".join(map(repr, names[:5])))
+        used = least
     if mapped and used <= teacher.size < student_size:
         return teacher
     if mapped or not same_words or used > min(student_size, teacher.size):

@@ -12,6 +12,9 @@ from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB
 from hf_glmd.models.distributed import load_whole_unless_asked
 from hf_glmd.training.objectives.kinds import default_temperatures
 
+LOWER_IS_BETTER = ("loss", "kl", "cross_entropy", "perplexity", "absolute_difference")
+"""Ends of the names of metrics that are to fall; all others that are reported are to rise."""
+
 
 @dataclass
 class GLMDConfig(TrainingArguments):
@@ -34,7 +37,8 @@ class GLMDConfig(TrainingArguments):
         default="all",
         metadata={
             "help": "Which positions count. all: every non-padding one (the paper). masked: those that hold the mask token only, "
-            "several times cheaper per step, for masked language models."
+            "several times cheaper per step, for masked language models. labels: those whose labels are not -100, shifted for "
+            "causal models, e.g. completions alone; also the default for collators of transformers and trl that make labels."
         },
     )
     mlm_probability: float | None = field(
@@ -112,8 +116,8 @@ class GLMDConfig(TrainingArguments):
             self.mlm_probability, self.mask_share = self.mask_share, None
         if self.temperature is not None and not self.temperature > 0:
             mistakes.append(f"temperature={self.temperature} is not positive, the paper uses 15.0 for words and 1.0 for answers")
-        if self.positions not in ("all", "masked"):
-            mistakes.append(f"positions='{self.positions}' is unknown, use 'all' or 'masked'")
+        if self.positions not in ("all", "masked", "labels"):
+            mistakes.append(f"positions='{self.positions}' is unknown, use 'all', 'masked' or 'labels'")
         if self.mlm_probability is not None and not 0 <= self.mlm_probability < 1:
             mistakes.append(f"mlm_probability={self.mlm_probability} is out of range, use 0 or more and less than 1, e.g. 0.15")
         if self.max_length is not None and self.max_length < 3:
@@ -124,6 +128,8 @@ class GLMDConfig(TrainingArguments):
             mistakes.append("label_smoothing_factor has no meaning without labels, leave it at 0")
         if mistakes:
             raise UsageError("; ".join(mistakes) + ".")
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(LOWER_IS_BETTER):
+            self.greater_is_better = False  # the Trainer knows of losses only
         super().__post_init__()
         load_whole_unless_asked(self.deepspeed_plugin)
 

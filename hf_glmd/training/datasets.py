@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from hf_glmd.data.collators import ROW_COLUMNS
 from hf_glmd.data.packing import is_mapped, pack_blocks, pair_rows, require_column
 from hf_glmd.errors import UsageError
+from hf_glmd.losses.reference import IGNORE_INDEX
 
 MAX_DEFAULT_LENGTH = 512
 UNLIMITED = 2**31
@@ -22,7 +24,13 @@ _LOOKED_AT_ONCE = 10_000
 
 
 def token_rows(
-    dataset: Any, tokenizer: PreTrainedTokenizerBase, args: Any, length: int, limit: int, classes: bool = False
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    args: Any,
+    length: int,
+    limit: int,
+    classes: bool = False,
+    input_rows: int | None = None,
 ) -> Any:
     """The data set with a column `input_ids`, or several by name; None stays None.
 
@@ -33,16 +41,21 @@ def token_rows(
         length: token ids per row of text.
         limit: the most token ids that both models can read.
         classes: each text, or pair of texts, is one row, of which a class is predicted.
+        input_rows: rows of the student's input embedding; None: they are not known.
     Raises: UsageError, there is neither text nor token ids, or a row is longer than `limit`.
     """
     if isinstance(dataset, Mapping) and not isinstance(dataset, datasets.Dataset):
-        return {name: token_rows(part, tokenizer, args, length, limit, classes) for name, part in dataset.items()}
+        return {name: token_rows(part, tokenizer, args, length, limit, classes, input_rows) for name, part in dataset.items()}
     columns = None if dataset is None else columns_of(dataset)
     if columns is None:
         return dataset
     if "input_ids" in columns:
         check_width(_longest(dataset), limit)
+        _check_ids(dataset, input_rows)
         return dataset
+    if {"messages"} <= set(columns) or {"prompt", "completion"} <= set(columns):
+        with PartialState().local_main_process_first():
+            return chat_rows(dataset, tokenizer, length, columns)
     wanted = [args.text_column, *([] if args.target_column is None else [args.target_column])]
     for name in wanted:
         if name not in columns or not hasattr(dataset, "map"):
@@ -86,6 +99,35 @@ def columns_of(dataset: Any) -> list[str] | None:
     else:
         return None
     return list(first) if isinstance(first, Mapping) else None
+
+
+def _check_ids(dataset: Any, rows: int | None) -> None:
+    """Raises: UsageError, a row of ids holds one that no token has."""
+    if not isinstance(dataset, datasets.Dataset) or not len(dataset):
+        return
+    first = 0
+    for batch in dataset.select_columns(["input_ids"]).with_format("arrow").iter(_LOOKED_AT_ONCE):
+        column = batch["input_ids"].combine_chunks()
+        if pyarrow.types.is_nested(column.type.value_type):  # cloze rows of several sequences
+            return
+        flat = pyarrow.compute.min_max(column.flatten()).as_py()
+        if flat["min"] is not None and (flat["min"] < 0 or (rows is not None and flat["max"] >= rows)):
+            number = next(
+                n for n, ids in enumerate(column.to_pylist()) if ids and (min(ids) < 0 or max(ids) >= (rows or math.inf))
+            )
+            check_ids(min(column[number].as_py()), max(column[number].as_py()), rows, f" in row {first + number}")
+        first += len(batch)
+
+
+def check_ids(least: int, most: int, rows: int | None, where: str = "") -> None:
+    """Raises: UsageError, the least or the largest of some ids is no row of the student's input embedding."""
+    if least < 0:
+        raise UsageError(f"input_ids hold {least}{where}. Only labels hold -100: give ids of tokens.")
+    if rows is not None and most >= rows:
+        raise UsageError(
+            f"input_ids hold {most}{where}, and the student's input embedding has {rows} rows. Use the student's tokenizer: "
+            "vocab_map.to_small(ids) turns ids of the original vocabulary into its ids."
+        )
 
 
 def _longest(dataset: Any) -> int:
@@ -148,3 +190,52 @@ def class_rows(
         return {name: rows[name] for name in ROW_COLUMNS if name in rows}
 
     return dataset.map(tokenised, batched=True, remove_columns=dataset.column_names, desc="Tokenising texts to classify")
+
+
+def has_completions(dataset: Any) -> bool:
+    """Whether rows are prompts with completions."""
+    if isinstance(dataset, Mapping) and not isinstance(dataset, datasets.Dataset):
+        return any(map(has_completions, dataset.values()))
+    return dataset is not None and {"prompt", "completion"} <= set(columns_of(dataset) or ())
+
+
+def chat_rows(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, columns: Sequence[str]) -> Any:
+    """Chats, and prompts with completions, as rows of token ids and labels, through the tokenizer's template as trl reads them.
+
+    Of `messages` all tokens have labels; of `prompt` and `completion`, each text or messages, those of the completion alone, which
+    ends with the end token. Too long rows lose their ends.
+
+    Returns: the dataset with `input_ids` and `labels` (lists of int, -100: none).
+    Raises: UsageError, messages need a chat template and the tokenizer has none.
+    """
+
+    def tokenised(row: Mapping[str, Any]) -> dict[str, list[int]]:
+        if "messages" in columns:
+            ids = _templated(tokenizer, row["messages"])
+            return {"input_ids": ids[:max_length], "labels": ids[:max_length]}
+        prompt, completion = row["prompt"], row["completion"]
+        if isinstance(prompt, str):
+            before = tokenizer(prompt, verbose=False)["input_ids"]
+            end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            if before[-1:] == end:  # which some tokenizers put behind any text
+                before = before[:-1]
+            ids = [*before, *tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *end]
+        else:
+            before = _templated(tokenizer, prompt, add_generation_prompt=True)
+            ids = _templated(tokenizer, [*prompt, *completion])
+        start = next(
+            (n for n, pair in enumerate(zip(before, ids, strict=False)) if pair[0] != pair[1]), min(len(before), len(ids))
+        )
+        return {"input_ids": ids[:max_length], "labels": [*[IGNORE_INDEX] * start, *ids[start:]][:max_length]}
+
+    names = {} if isinstance(dataset, datasets.IterableDataset) else {"desc": "Tokenising chats"}
+    return dataset.map(tokenised, remove_columns=list(columns), **names)
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: Any, **options: Any) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError(
+            "the rows hold messages, and the tokenizer has no chat template. Set tokenizer.chat_template, or give text."
+        )
+    found = tokenizer.apply_chat_template(messages, tokenize=True, **options)
+    return list(found["input_ids"] if isinstance(found, Mapping) else found)

@@ -68,6 +68,23 @@ class TokenMeanTrainer(Trainer):
 
             self.accelerator.prepare = prepare_shardable
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._no_row_dropped():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._no_row_dropped():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _no_row_dropped(self) -> Iterator[None]:
+        """`dataloader_drop_last` is for training: a mean over the evaluation set is over all of it."""
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = dropped
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if state_dict is not None:
             # Gathered from the processes, tied weights are one tensor no more, and would be saved twice.

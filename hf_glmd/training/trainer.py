@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.utils import ModelOutput
 
+from hf_glmd.data.collators import MODEL_INPUTS
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import merged_copy
 from hf_glmd.reports.card import pipeline_tag_of
@@ -20,9 +23,10 @@ from hf_glmd.reports.training_card import Sizes
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.kinds import as_teacher
 from hf_glmd.teachers.vocabularies import check_same_words, tokenizer_of
+from hf_glmd.training.arguments import as_student, as_tokenizer, check_arguments
 from hf_glmd.training.callbacks import MaskEpoch, masks_of_epoch
 from hf_glmd.training.config import GLMDConfig
-from hf_glmd.training.datasets import check_width, is_stream, readable, row_length
+from hf_glmd.training.datasets import check_ids, check_width, has_completions, is_stream, readable, row_length
 from hf_glmd.training.hub import PublishingTrainer
 from hf_glmd.training.objectives.kinds import objective_for
 from hf_glmd.vocab.vocab_map import VocabMap
@@ -67,29 +71,26 @@ class GLMDTrainer(PublishingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | str | PathLike[str] | None,
         teacher: PreTrainedModel | str | PathLike[str] | Sequence[Any] | Teacher,
         args: GLMDConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: Any = None,
         vocab_map: VocabMap | None = None,
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
             args = GLMDConfig(output_dir="glmd_output")
-        if not isinstance(args, GLMDConfig):
-            raise UsageError(f"args is a {type(args).__name__}. Pass a GLMDConfig: it takes every field of TrainingArguments.")
-        if processing_class is None:
-            raise UsageError("processing_class is missing. Pass the student's tokenizer, e.g. vocab.tokenizer.")
-        if kwargs.get("preprocess_logits_for_metrics") is not None:
+        check_arguments(args, kwargs)
+        processing_class = as_tokenizer(processing_class)
+        model, kwargs["model"] = as_student(model, kwargs.get("model_init"))
+        if teacher is model:
             raise UsageError(
-                "preprocess_logits_for_metrics has nothing to do: no logits are kept. Leave it out; compute_metrics gets the "
-                "top-1 tokens of both models."
+                "the teacher is the student itself, so there is nothing to learn. Pass copy.deepcopy(model) as the teacher, or "
+                "AdaptersOffTeacher(model) for a student with adapters."
             )
-        if args.fp16 and args.device.type == "cpu":
-            raise UsageError("fp16=True does nothing on a CPU, without a word from accelerate. Use bf16=True, or leave it out.")
         self.vocab_map = vocab_map
         teacher = as_teacher(teacher, vocab_map)
         tokenizers = [tokenizer_of(one) for one in teacher.models]
@@ -104,8 +105,11 @@ class GLMDTrainer(PublishingTrainer):
             self.objective.check_metrics()
         self.student_sizes, self.teacher_sizes = Sizes.of(model), [Sizes.of(one) for one in self.teacher.models]
         self.pipeline_tag = pipeline_tag_of(model)
+        if data_collator is None and args.positions == "all" and has_completions(train_dataset):
+            args.positions = "labels"  # as trl: prompts are read, completions are learnt
         if data_collator is None:
             data_collator = self.objective.collator(args, processing_class, model)
+        data_collator = self.objective.adapted(data_collator)
         if is_stream(train_dataset) and args.max_steps <= 0:
             raise UsageError("the training set is a stream of unknown length: say how many steps to train, as max_steps.")
         if is_stream(train_dataset) or is_stream(eval_dataset):
@@ -114,7 +118,6 @@ class GLMDTrainer(PublishingTrainer):
         self._limit = limit = readable([model, *self.teacher.models])
         length = row_length(args.max_length or self.teacher.max_length, limit, processing_class)
         super().__init__(
-            model=model,
             args=args,
             data_collator=data_collator,
             train_dataset=self.objective.rows(train_dataset, length, limit),
@@ -129,7 +132,13 @@ class GLMDTrainer(PublishingTrainer):
             logger.warning("All logits of the %s are computed, which takes memory and time: %s.", whose, why)
         self.teacher.check_rows(self._datasets(), self.data_collator, self.objective.teacher_inputs)
         self.add_callback(MaskEpoch(self.data_collator, self.teacher.epochs))
-        model.add_model_tags(self._tag_names)
+        self.model.add_model_tags(self._tag_names)
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        """A fresh student of `model_init`, at the start and for each trial of a search; the objective is bound to its head."""
+        model = super().call_model_init(trial)
+        self.objective = self.objective.rebound(model)
+        return model
 
     def _check_merging(self) -> None:
         if not hasattr(self.model, "merge_and_unload"):
@@ -152,14 +161,18 @@ class GLMDTrainer(PublishingTrainer):
         return {name: dataset for name, dataset in sets.items() if dataset is not None}
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        for name in ("input_ids", "decoder_input_ids"):  # of a stream it is only known now how long its rows are
+        for name in ("input_ids", "decoder_input_ids"):  # of a stream it is only known now what its rows are
             if name in inputs:
                 check_width(inputs[name].shape[1], self._limit)
+                if inputs[name].device.type == "cpu" and inputs[name].numel():
+                    check_ids(int(inputs[name].min()), int(inputs[name].max()), self.objective.input_rows)
         return super()._prepare_inputs(inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [name for name in self.objective.columns if name not in self._signature_columns]
+        read = {name for model in self.teacher.models for name in inspect.signature(model.forward).parameters}
+        ours = [*self.objective.columns, "special_tokens_mask", *sorted(read & set(MODEL_INPUTS))]
+        self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     # Loss
 
@@ -175,10 +188,15 @@ class GLMDTrainer(PublishingTrainer):
         Args:
             inputs: as the collator makes them.
             num_items_in_batch: what counts in all accumulation steps of all processes. None: in this batch.
-        Returns: a scalar with gradients, in nats; with `return_outputs` the pair of it and {}.
+            return_outputs: also return a `ModelOutput` with the student's `logits`, [B, S, K] or [B, C], with gradients, for
+                subclasses that add a loss of their own; all logits are then made, which takes memory and time.
+        Returns: a scalar with gradients, in nats; or the pair of it and the outputs.
         """
-        loss = self.mean_over_batch(self.summed_loss(model, inputs), inputs, num_items_in_batch)
-        return (loss, {}) if return_outputs else loss
+        if not return_outputs:
+            return self.mean_over_batch(self.summed_loss(model, inputs), inputs, num_items_in_batch)
+        with self.accelerator.autocast():
+            loss, logits = self.objective.loss_and_logits(model, inputs)
+        return self.mean_over_batch(loss, inputs, num_items_in_batch), ModelOutput(logits=logits)
 
     def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The objective's loss summed over what counts in a batch: a scalar, with gradients."""

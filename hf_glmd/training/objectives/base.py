@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_glmd.data.collators import model_inputs
 from hf_glmd.data.packing import ORIGINAL_IDS
+from hf_glmd.data.rows import LossMasked
 from hf_glmd.errors import UsageError
 from hf_glmd.models.class_heads import head_of, is_classifier
+from hf_glmd.models.distributed import is_sharded
 from hf_glmd.models.heads import is_masked_lm
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.training.datasets import token_rows
@@ -53,6 +55,8 @@ class Objective:
         self.student, self.teacher, self.args, self.processing_class = student, teacher, args, processing_class
         self.known_tokenizers = known_tokenizers
         self.head = head_of(student)
+        weight = getattr(student.get_input_embeddings(), "weight", None)
+        self.input_rows = None if weight is None or is_sharded(weight) else len(weight)
         kind = kind_of(student)
         for other in teacher.models:
             if kind_of(other) != kind:
@@ -71,6 +75,12 @@ class Objective:
         """Makes batches of its rows: what models read; `prediction_mask`, the positions that are learnt. Raises: UsageError."""
         raise NotImplementedError(f"{cls.__name__} does not say how rows become batches.")
 
+    def adapted(self, collator: Callable[..., Any]) -> Callable[..., Any]:
+        """A collator of the user's choice, with the loss mask that its batches lack."""
+        ours = type(collator).__module__.startswith("hf_glmd.")
+        start = getattr(self.student.config, "decoder_start_token_id", None)
+        return collator if ours else LossMasked(collator, kind_of(self.student), start)
+
     def rows(self, dataset: Any, length: int, limit: int) -> Any:
         """A dataset as its rows: text is tokenised, the rest is looked at.
 
@@ -80,7 +90,11 @@ class Objective:
             limit: the most token ids that both models can read.
         Raises: UsageError.
         """
-        return token_rows(dataset, self.processing_class, self.args, length, limit)
+        return token_rows(dataset, self.processing_class, self.args, length, limit, input_rows=self.input_rows)
+
+    def rebound(self, student: nn.Module) -> Objective:
+        """The same for another student of the same shape, as a search makes one for each trial."""
+        return type(self)(student, self.teacher, self.args, self.processing_class, self.known_tokenizers)
 
     def check_metrics(self) -> None:
         """Raises: UsageError, it has no choices that `compute_metrics` could get."""
@@ -117,6 +131,25 @@ class Objective:
             choices: also return `student_choice` and `teacher_choice`, int64 [N], for `compute_metrics`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how near the student is.")
+
+    def loss_and_logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss as of `loss`, and the student's logits at all positions, [B, S, K] with gradients, of one forward.
+
+        Raises: UsageError, the teacher predicts no logits.
+        """
+        if self.teacher.has_top_tokens:
+            raise UsageError("return_outputs=True needs a teacher with all logits, and the cache holds top tokens only.")
+        told, kept = self.teacher_logits(inputs, self.args.temperature), []
+
+        def compute(logits: Tensor) -> Tensor:
+            kept.append(logits)
+            return self.loss_of_logits(logits, told, inputs)
+
+        return self.head.of_logits(model, model_inputs(inputs), compute), kept[0]
+
+    def loss_of_logits(self, logits: Tensor, teacher: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """The loss as of `loss`, from the student's logits at all positions, [B, S, K], and what `teacher_logits` are."""
+        return self.loss(logits, teacher, inputs)
 
     def teacher_logits(self, inputs: Mapping[str, Any], temperature: float) -> Tensor:
         """At the positions that count, [N, K], fp32."""

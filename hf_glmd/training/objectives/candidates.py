@@ -16,6 +16,7 @@ from hf_glmd.data.collators import QUESTION_COLUMNS, CandidateCollator, model_in
 from hf_glmd.data.packing import ORIGINAL_IDS
 from hf_glmd.losses.soft_labels import soft_label_loss
 from hf_glmd.models.class_heads import is_classifier
+from hf_glmd.models.heads import at_positions
 from hf_glmd.tasks.candidates import candidate_scores
 from hf_glmd.teachers.vocabularies import with_shared_rows
 from hf_glmd.training.objectives.base import Objective
@@ -59,6 +60,13 @@ class Candidates(Objective):
             return compute(candidate_scores(logits[..., : self.teacher.size], inputs))
 
         return self.head.of_logits(model, model_inputs(inputs), of_logits, inputs["prediction_mask"])
+
+    def adapted(self, collator: Callable[..., Any]) -> Callable[..., Any]:
+        return collator  # what cloze rows need, no other collator knows
+
+    def loss_of_logits(self, logits: Tensor, teacher: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        chosen = at_positions(logits, inputs["prediction_mask"])[..., : self.teacher.size]
+        return self.loss(candidate_scores(chosen, inputs), teacher, inputs)
 
     def loss(self, student: Tensor, teacher: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         return summed_over_examples(soft_label_loss(student, teacher, self.args.temperature, reduction="none"), inputs)

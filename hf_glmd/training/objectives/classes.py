@@ -50,7 +50,7 @@ class Classes(Objective):
         return ClassCollator(tokenizer)
 
     def rows(self, dataset: Any, length: int, limit: int) -> Any:
-        return token_rows(dataset, self.processing_class, self.args, length, limit, classes=True)
+        return token_rows(dataset, self.processing_class, self.args, length, limit, classes=True, input_rows=self.input_rows)
 
     def check_metrics(self) -> None:
         if self.problem != "single_label_classification":

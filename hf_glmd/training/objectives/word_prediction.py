@@ -19,7 +19,7 @@ from hf_glmd.losses.functional import kl_loss, word_prediction_loss_from_logits,
 from hf_glmd.losses.reference import IGNORE_INDEX, dense_word_prediction_loss
 from hf_glmd.losses.topk import TopTokens, topk_word_prediction_loss, topk_word_prediction_scores
 from hf_glmd.models.class_heads import is_classifier
-from hf_glmd.models.heads import HeadInputs, is_masked_lm
+from hf_glmd.models.heads import HeadInputs, at_positions, is_masked_lm
 from hf_glmd.teachers.vocabularies import first_rows_of, with_shared_rows
 from hf_glmd.training.objectives.base import Objective, kind_of
 
@@ -76,6 +76,10 @@ class WordPrediction(Objective):
 
     def loss(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         return self._way.loss(student, teacher)
+
+    def loss_of_logits(self, logits: Tensor, teacher: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        student = at_positions(logits, inputs["prediction_mask"])[..., : self.teacher.size]
+        return word_prediction_loss_from_logits(student, teacher, self.args.temperature, "sum")
 
     def scores(self, student: Any, teacher: Any, inputs: Mapping[str, Any], choices: bool) -> dict[str, Any]:
         return self._way.scores(student, teacher, inputs, choices)

@@ -1,0 +1,91 @@
+"""What a trainer was given, as what it works with; what makes no sense is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+from hf_glmd.errors import UsageError
+from hf_glmd.models.loading import load_teacher_model
+from hf_glmd.training.config import GLMDConfig
+
+
+def check_arguments(args: GLMDConfig, options: dict[str, Any]) -> None:
+    """Raises: UsageError, an argument of `transformers.Trainer` would do nothing here.
+
+    Args:
+        options: of the Trainer, by name.
+    """
+    if not isinstance(args, GLMDConfig):
+        raise UsageError(f"args is a {type(args).__name__}. Pass a GLMDConfig: it takes every field of TrainingArguments.")
+    if options.get("preprocess_logits_for_metrics") is not None:
+        raise UsageError(
+            "preprocess_logits_for_metrics has nothing to do: no logits are kept. Leave it out; compute_metrics gets the "
+            "top-1 tokens of both models."
+        )
+    if options.get("compute_loss_func") is not None:
+        raise UsageError(
+            "compute_loss_func is not called: the loss is made from the teacher. Leave it out; to add a loss of your own, "
+            "override compute_loss and take logits from super().compute_loss(model, inputs, return_outputs=True)."
+        )
+    if args.fp16 and args.device.type == "cpu":
+        raise UsageError("fp16=True does nothing on a CPU, without a word from accelerate. Use bf16=True, or leave it out.")
+
+
+def as_tokenizer(processing_class: Any) -> Any:
+    """The student's tokenizer: itself, that of a processor, or a `tokenizers.Tokenizer` as one of transformers.
+
+    Raises: UsageError, there is none.
+    """
+    if isinstance(processing_class, ProcessorMixin):
+        processing_class = getattr(processing_class, "tokenizer", None)
+    if isinstance(processing_class, Tokenizer):
+        return PreTrainedTokenizerFast(tokenizer_object=processing_class, **_roles(processing_class))
+    if processing_class is None:
+        raise UsageError("processing_class is missing. Pass the student's tokenizer, e.g. vocab.tokenizer.")
+    return processing_class
+
+
+def _roles(tokenizer: Tokenizer) -> dict[str, str]:
+    """Which token pads, masks, ... by the names that are in use: a `tokenizers.Tokenizer` does not say."""
+    known = {
+        "pad_token": ("[PAD]", "<pad>", "<|pad|>"),
+        "mask_token": ("[MASK]", "<mask>"),
+        "unk_token": ("[UNK]", "<unk>"),
+        "cls_token": ("[CLS]",),
+        "sep_token": ("[SEP]",),
+        "bos_token": ("<s>", "<|startoftext|>"),
+        "eos_token": ("</s>", "<|endoftext|>"),
+    }
+    found = {
+        role: next((name for name in names if tokenizer.token_to_id(name) is not None), None) for role, names in known.items()
+    }
+    return {role: name for role, name in found.items() if name is not None}
+
+
+def as_student(
+    model: PreTrainedModel | str | PathLike[str] | None, model_init: Callable[..., PreTrainedModel] | None
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """A student to look at, and what `transformers.Trainer` is given as `model`.
+
+    Args:
+        model: also its Hub name or path, loaded in float32. None: `model_init` makes it.
+        model_init: as of the Trainer, also called for each trial of a hyperparameter search.
+    Raises: UsageError, there is neither, or both.
+    """
+    if model is None and model_init is None:
+        raise UsageError("the student is missing. Pass model=, or model_init=, a function that makes one.")
+    if model is not None and model_init is not None:
+        raise UsageError("model and model_init are both passed. Leave one out: model_init makes the student of each trial.")
+    if model is None:
+        takes_trial = len(inspect.signature(model_init).parameters) > 0  # as the Trainer decides it
+        return model_init(None) if takes_trial else model_init(), None
+    if isinstance(model, (str, PathLike)):
+        model = load_teacher_model(model, dtype=torch.float32)
+    return model, model
