@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,17 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 
 from hf_glmd.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 AUTO_CLASSES = (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
 
@@ -55,7 +62,15 @@ def load_word_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrai
         base, revision = base_of(name_or_path)
         return with_adapter(load_word_model(base, **kwargs | {"revision": revision}), name_or_path)
     config = load_config(name_or_path, kwargs.get("revision"))
-    return word_model_class(config).from_pretrained(str(name_or_path), **kwargs)
+    return _loaded_whole(word_model_class(config), name_or_path, **kwargs)
+
+
+def _loaded_whole(auto_class: Any, name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Raises: UsageError, a weight of the head is not in the checkpoint."""
+    options = {"trust_remote_code": False} | kwargs | {"output_loading_info": True}
+    model, info = auto_class.from_pretrained(str(name_or_path), **options)
+    _refuse_missing(model, info, name_or_path)
+    return model
 
 
 def predicts_classes(config) -> bool:
@@ -72,7 +87,7 @@ def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreT
     Raises: UsageError, there is no such model, or it predicts neither.
     """
     if predicts_classes(load_config(name_or_path, kwargs.get("revision"))):
-        return AutoModelForSequenceClassification.from_pretrained(str(name_or_path), **kwargs)
+        return _loaded_whole(AutoModelForSequenceClassification, name_or_path, **kwargs)
     return load_word_model(name_or_path, **kwargs)
 
 
@@ -81,7 +96,7 @@ def load_config(name_or_path: str | PathLike[str], revision: str | None = None):
     if is_adapter(name_or_path):
         name_or_path, revision = base_of(name_or_path)
     try:
-        return AutoConfig.from_pretrained(str(name_or_path), revision=revision)
+        return AutoConfig.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"no model at '{name_or_path}': {_first_line(error)} Give a folder with config.json, or a model on the Hub."
@@ -91,14 +106,59 @@ def load_config(name_or_path: str | PathLike[str], revision: str | None = None):
 def load_checkpoint(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """Loads a model as the class it was saved as, with whatever head that has, in the dtype of the checkpoint.
 
-    Raises: UsageError, there is no such model, or transformers cannot load its weights.
+    Where the configuration names no class, or one that transformers does not have, it is the class that takes every tensor of
+    the checkpoint. Tensors that a named class does not take are named in a warning.
+
+    Raises: UsageError, there is no such model, transformers cannot load its weights, or no class takes all of them.
     """
     config = load_config(name_or_path, kwargs.get("revision"))
-    name = next(iter(config.architectures or ()), "")
-    try:
-        return getattr(transformers, name, AutoModel).from_pretrained(str(name_or_path), **({"dtype": "auto"} | kwargs))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the weights of '{name_or_path}' cannot be loaded: {_first_line(error)}") from error
+    named = [name for name in config.architectures or () if hasattr(transformers, name)]
+    options = {"dtype": "auto", "trust_remote_code": False} | kwargs | {"output_loading_info": True}
+    classes = [getattr(transformers, named[0])] if named else _classes_of(config)
+    refused: dict[str, list[str]] = {}
+    for model_class in classes:
+        try:
+            model, info = model_class.from_pretrained(str(name_or_path), **options)
+        except (OSError, ValueError) as error:
+            if not named and len(classes) > 1 and isinstance(error, ValueError):
+                continue
+            raise UsageError(f"the weights of '{name_or_path}' cannot be loaded: {_first_line(error)}") from error
+        left = sorted(info["unexpected_keys"])
+        if named or not (left or info["missing_keys"]):
+            if left:
+                logger.warning("%s does not take %d tensors of '%s': %s.", named[0], len(left), name_or_path, _some(left))
+            _refuse_missing(model, info, name_or_path)
+            return model
+        refused[model_class.__name__] = left
+    least = min(refused, key=lambda name: len(refused[name]), default="AutoModel")
+    raise UsageError(
+        f"config.json of '{name_or_path}' names no class that transformers has ({config.architectures}), and {least} does not "
+        f'take {_some(refused.get(least, []))}. Write the class into config.json as architectures, e.g. ["BertForMaskedLM"].'
+    )
+
+
+def _classes_of(config: Any) -> list[type]:
+    """Classes with and without a head that transformers has for a configuration, those with more of a head first."""
+    autos = (*AUTO_CLASSES, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering)
+    autos = (AutoModelForPreTraining, *autos, AutoModel)
+    found = [classes for auto in autos if (classes := auto._model_mapping.get(type(config), None)) is not None]
+    flat = [one for classes in found for one in (classes if isinstance(classes, tuple) else (classes,))]
+    return list(dict.fromkeys(flat))
+
+
+def _refuse_missing(model: PreTrainedModel, info: dict[str, Any], name: Any) -> None:
+    """Raises: UsageError, weights were not in the checkpoint, and would be random."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    missing = sorted(set(info["missing_keys"]) - tied)
+    if missing:
+        raise UsageError(
+            f"'{name}' lacks {len(missing)} weights of {type(model).__name__}, which would be random: {_some(missing)}. Use a "
+            "checkpoint that was trained with this head."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _first_line(error: Exception) -> str:

@@ -117,7 +117,7 @@ def plan_cut(model: Any, vocab_map: VocabMap) -> Cut:
                 "reads the row of token 0, which was removed: cut the vocabulary again with keep=[0]."
             )
         tensors[key] = TensorCut(tensor, dim, torch.from_numpy(kept.copy()))
-    return Cut(tensors, list(_id_settings(model, vocab_map, tensors, rows=_input_layer(model).weight.shape[0])))
+    return Cut(tensors, list(_id_settings(model, vocab_map, tensors, rows=input_layer(model).weight.shape[0])))
 
 
 def places_of(model: nn.Module, tensors: Container[int]) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -160,7 +160,7 @@ def find_vocabulary_tensors(model: Any, original_size: int) -> dict[int, tuple[t
 
     Raises: UsageError, a table is smaller than `original_size`, or a tensor cannot be told from a vocabulary table.
     """
-    embeddings, head = _input_layer(model), _output_layer(model)
+    embeddings, head = input_layer(model), _output_layer(model)
     found: dict[int, tuple[torch.Tensor, int]] = {}
     sizes = set()
     for part in (embeddings, head):
@@ -216,11 +216,17 @@ def find_vocabulary_tensors(model: Any, original_size: int) -> dict[int, tuple[t
     return found
 
 
-def _input_layer(model: Any) -> Any:
-    try:
-        embeddings = model.get_input_embeddings()
-    except NotImplementedError:
-        embeddings = None
+def input_layer(model: Any) -> Any:
+    """The table of the tokens that a model reads; of one that also sees, that of its text tower.
+
+    Raises: UsageError, it reads no tokens.
+    """
+    embeddings = None
+    for part in (model, getattr(model, "text_model", None)):
+        try:
+            embeddings = embeddings if part is None or embeddings is not None else part.get_input_embeddings()
+        except NotImplementedError:  # CLIPModel does not say which of its towers is meant
+            continue
     if embeddings is None:
         raise UsageError(f"{type(model).__name__} reads no tokens: it has no vocabulary to cut.")
     _table(embeddings)
@@ -238,7 +244,7 @@ def _output_layer(model: Any) -> Any:
     """The layer with one row per token. DeBERTa-v2 may name a square one before it, and multiply with the input's in the end."""
     head = model.get_output_embeddings()
     weight = None if head is None else _table(head)
-    square = weight is not None and weight.shape[0] == weight.shape[1] != _input_layer(model).weight.shape[0]
+    square = weight is not None and weight.shape[0] == weight.shape[1] != input_layer(model).weight.shape[0]
     return None if square else head
 
 

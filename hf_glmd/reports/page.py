@@ -317,6 +317,9 @@ def _vocabulary_rows(facts: FolderFacts) -> list[tuple[str, str]]:
             ("kept for spelling: single characters and bytes", f"{report.n_alphabet:,}"),
             ("kept because they were named", f"{report.n_keep:,}"),
         ]
+        if report.n_control:
+            shown = ", ".join(visible(token) for token in report.control_examples[:3])
+            rows.append((f"kept as sentinels or marks, such as {shown}", f"{report.n_control:,}"))
         if report.n_closure:
             rows.append(("kept though rarer: others are merged from them", f"{report.n_closure:,}"))
         if report.n_placeholders_removed:

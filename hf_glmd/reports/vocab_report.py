@@ -149,6 +149,13 @@ class VocabReport:
     )
     n_closure: int = field(default=0, metadata={"help": "Kept though rarer than some removed ones: others are merged from them."})
     n_placeholders_removed: int = field(default=0, metadata={"help": "Added tokens such as <unused17> that were never counted."})
+    n_control: int = field(
+        default=0,
+        metadata={
+            "help": "Pieces kept because they are written like sentinels, language codes or chat marks, which no text holds."
+        },
+    )
+    control_examples: list[str] = field(default_factory=list, metadata={"help": "Some of these."})
     long_tail: LongTail | None = field(default=None, metadata={"help": "How often tokens were counted, for the plot."})
     verified: VerifyReport | None = field(default=None, metadata={"help": "What was compared last with the original."})
     model_before: ModelSizes | None = field(default=None, metadata={"help": "The model that was cut last, before."})

@@ -12,13 +12,22 @@ import numpy as np
 from hf_glmd.errors import UsageError
 from hf_glmd.vocab.closure import MergeTree
 from hf_glmd.vocab.counting import backend_of
-from hf_glmd.vocab.rewrite import LOWEST_SCORE, byte_tokens, is_byte_level, model_type, pinned_ids, placeholder_ids
+from hf_glmd.vocab.rewrite import (
+    LOWEST_SCORE,
+    byte_tokens,
+    control_pieces,
+    is_byte_level,
+    model_type,
+    pinned_ids,
+    placeholder_ids,
+)
 from hf_glmd.vocab.selection import single_characters
 from hf_glmd.vocab.tokenizer_files import encode_texts, template_texts
 
 logger = logging.getLogger(__name__)
 
 SPECIAL, TEMPLATE, MODEL = "special", "written by the chat template", "named by the model"
+CONTROL = "written like sentinels, language codes or chat marks"
 BYTES, CHARACTERS = "bytes", "single characters"
 KEEP, KEEP_TEXTS = "from keep=", "from keep_texts="
 
@@ -59,12 +68,13 @@ def required_tokens(
         SPECIAL: special,
         TEMPLATE: written,
         MODEL: named,
+        CONTROL: control_pieces(data, merges and set(merges.never)).keys() - special if lossless else (),
         BYTES: bytes_,
         CHARACTERS: _characters(data, vocabulary, counts, alphabet, skip, lossless),
         KEEP: _kept_ids(keep, vocabulary),
         KEEP_TEXTS: ids_of_texts(tokenizer, keep_texts),
     }
-    optional = (TEMPLATE, MODEL, BYTES)
+    optional = (TEMPLATE, MODEL, CONTROL, BYTES)
     arrays = {name: np.array(sorted(ids), dtype=np.int64) for name, ids in kinds.items()}
     return {name: ids for name, ids in arrays.items() if ids.size or name not in optional}
 
@@ -121,10 +131,11 @@ def ids_of_texts(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
 def _named_by(model: Any, vocabulary: dict[str, int], tokens: int) -> dict[int, str]:
     """Ids that a model (or its config) refers to, and the setting that does, e.g. `eos_token_id`."""
     from hf_glmd.models.config_ids import referenced_ids
+    from hf_glmd.models.surgery import input_layer
 
     config = getattr(model, "config", model)
     if hasattr(model, "get_input_embeddings"):
-        rows = int(model.get_input_embeddings().weight.shape[0])
+        rows = len(input_layer(model).weight)
     else:
         rows = getattr(config.get_text_config(), "vocab_size", None) or tokens
     if rows < tokens:

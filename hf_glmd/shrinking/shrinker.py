@@ -19,7 +19,17 @@ from transformers import PreTrainedTokenizerFast
 from hf_glmd.data.sources import read_texts
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.vocab_report import VocabReport
-from hf_glmd.shrinking.required_tokens import BYTES, CHARACTERS, KEEP, KEEP_TEXTS, MODEL, SPECIAL, TEMPLATE, required_tokens
+from hf_glmd.shrinking.required_tokens import (
+    BYTES,
+    CHARACTERS,
+    CONTROL,
+    KEEP,
+    KEEP_TEXTS,
+    MODEL,
+    SPECIAL,
+    TEMPLATE,
+    required_tokens,
+)
 from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
 from hf_glmd.vocab.closure import MergeTree
 from hf_glmd.vocab.counting import (
@@ -30,7 +40,14 @@ from hf_glmd.vocab.counting import (
     vocabulary_rows,
 )
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
-from hf_glmd.vocab.rewrite import model_type, placeholder_ids, refuse_unsupported, shrink_tokenizer_json, token_ids
+from hf_glmd.vocab.rewrite import (
+    control_pieces,
+    model_type,
+    placeholder_ids,
+    refuse_unsupported,
+    shrink_tokenizer_json,
+    token_ids,
+)
 from hf_glmd.vocab.scripts import script_shares
 from hf_glmd.vocab.selection import ORDERS, load_order, save_order, select, token_order
 from hf_glmd.vocab.tokenizer_files import encode_texts, small_tokenizer
@@ -289,7 +306,7 @@ class VocabShrinker:
     ) -> VocabReport:
         kept_ids = vocab_map.kept_ids
         floor = np.zeros(self.counts.size, dtype=bool)
-        n_kind = dict.fromkeys((SPECIAL, TEMPLATE, MODEL, BYTES, CHARACTERS, KEEP, KEEP_TEXTS), 0)
+        n_kind = dict.fromkeys((SPECIAL, TEMPLATE, MODEL, CONTROL, BYTES, CHARACTERS, KEEP, KEEP_TEXTS), 0)
         for name, ids in required.items():
             n_kind[name] = int((~floor[ids]).sum())
             floor[ids] = True
@@ -303,6 +320,7 @@ class VocabShrinker:
         removed = removed[np.lexsort((removed, -self.counts[removed]))][:20].tolist()
         rarest = np.flatnonzero(kept & ~floor & (self.counts >= max(commonest_removed, 1)))
         rarest = rarest[np.lexsort((rarest, self.counts[rarest]))][:20].tolist()
+        marks = control_pieces(data)
         examples = {*removed, *rarest}
         names = {token_id: token for token, token_id in vocabulary.items() if token_id in examples}
         length_ratio, new_unknown = self._cost(vocab_map, tokenizer)
@@ -314,6 +332,8 @@ class VocabShrinker:
             counted_tokens=int(self.counts.sum()),
             texts=self._counted.texts,
             n_special=n_kind[SPECIAL] + n_kind[TEMPLATE] + n_kind[MODEL],
+            n_control=n_kind[CONTROL],
+            control_examples=[marks[token_id] for token_id in required.get(CONTROL, np.empty(0, int))[:20].tolist()],
             n_alphabet=n_kind[BYTES] + n_kind[CHARACTERS],
             n_keep=n_kind[KEEP] + n_kind[KEEP_TEXTS],
             n_closure=int((kept & ~floor & (self.counts < commonest_removed)).sum()),

@@ -24,6 +24,7 @@ from hf_glmd.reports.vocab_report import REPORT_FILE, LongTail, ModelSizes, Veri
 from hf_glmd.reports.vocabulary_card import render_vocabulary_card
 from hf_glmd.shrinking.verification import verify_vocabulary
 from hf_glmd.utils.files import written_whole
+from hf_glmd.vocab.counting import backend_of, set_trimming, trimming_of
 from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, MappedTokenizer, load_tokenizer
 from hf_glmd.vocab.tokenizer_files import STALE_FILES, write_tokenizer
 from hf_glmd.vocab.vocab_map import VocabMap
@@ -61,6 +62,8 @@ class ShrunkVocab:
         if original_counts is not None:
             report.long_tail = LongTail.of(original_counts, vocab_map.kept_ids)
         self._original_tokenizer = original_tokenizer
+        self._backend = backend_of(getattr(tokenizer, "original", tokenizer))
+        self._trimming = trimming_of(self._backend)  # of the file: what calls set meanwhile is not saved
         self._probes = list(probes)
 
     def __repr__(self) -> str:
@@ -124,6 +127,7 @@ class ShrunkVocab:
             probes: further texts whose ids are compared with those of the files.
             model_type: of the model that will lie beside them, which may decide over the class that AutoTokenizer takes.
         """
+        set_trimming(self._backend, self._trimming)
         if self.vocab_map.removed == "resegment":
             write_tokenizer(self.tokenizer, folder, [*self._probes, *probes], model_type=model_type)
         else:

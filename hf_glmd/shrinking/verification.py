@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
+from transformers.modeling_outputs import BaseModelOutput
 
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.vocab_report import VerifyReport
-from hf_glmd.vocab.counting import backend_of
+from hf_glmd.vocab.counting import backend_of, settings_kept
 from hf_glmd.vocab.mapped_tokenizer import MappedTokenizer, load_tokenizer
 from hf_glmd.vocab.tokenizer_files import encode_texts
 from hf_glmd.vocab.vocab_map import VocabMap
@@ -62,6 +64,7 @@ def verify_vocabulary(
     _check_names(vocab, original)
     with tempfile.TemporaryDirectory() as folder:
         vocab.write_tokenizer(Path(folder), first[:PROBES])
+        written = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
         reloaded = load_tokenizer(folder) if lossless else MappedTokenizer.from_pretrained(folder)
     if lossless:
         _check_reach(backend_of(vocab.tokenizer), backend_of(original), vocab.vocab_map, report)
@@ -69,13 +72,17 @@ def verify_vocabulary(
     else:
         _check_map(vocab, original, reloaded)
         compare = _compare_mapped
-    _check_special_tokens(vocab, original, first[:PROBES])
+    with settings_kept(original), settings_kept(vocab.tokenizer):
+        _check_special_tokens(vocab, original, first[:PROBES])
+    if lossless:
+        _check_file(written, backend_of(vocab.tokenizer), backend_of(original), first[:PROBES])
     with tqdm(total=total, unit=" texts", desc="Verifying", disable=not progress, delay=_SECONDS_UNTIL_BAR) as bar:
         for chunk in itertools.chain([first], chunks):
             compare(vocab, original, reloaded, chunk, report)
             bar.update(len(chunk))
     if model is not None:
-        compare_models(model, vocab.resize(model), vocab.tokenizer, vocab.vocab_map, first, report, progress)
+        with settings_kept(vocab.tokenizer):
+            compare_models(model, vocab.resize(model), vocab.tokenizer, vocab.vocab_map, first, report, progress)
     return report
 
 
@@ -86,6 +93,22 @@ def _chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
             if not isinstance(text, str):
                 raise UsageError(f"verify reads texts, not {type(text).__name__}: give strings.")
         yield chunk
+
+
+def _check_file(content: str, small: Tokenizer, original: Tokenizer, texts: list[str]) -> None:
+    """The written tokenizer.json has every part of the original's but for what the cut changes; `tokenizers` alone reads it."""
+    written, before = json.loads(content), json.loads(original.to_str())
+    of_model, of_padding = {"vocab", "merges", "unk_id"}, {"pad_id"}
+    pairs = [(name, written.get(name), before.get(name)) for name in ("truncation", "normalizer", "pre_tokenizer", "decoder")]
+    for name, changed in (("model", of_model), ("padding", of_padding)):
+        parts = ((one.get(name) or {}).items() for one in (written, before))
+        pairs.append((name, *({key: value for key, value in part if key not in changed} for part in parts)))
+    for name, after, wanted in pairs:
+        if after != wanted:
+            raise RuntimeError(f"The written tokenizer.json has the {name} {after}, the original {wanted}.")
+    alone = Tokenizer.from_str(content)
+    if [one.ids for one in alone.encode_batch(texts)] != [one.ids for one in small.encode_batch(texts)]:
+        raise RuntimeError("tokenizers alone gives other ids for the written tokenizer.json than the tokenizer in memory.")
 
 
 def _check_names(vocab: Cut, original: Any) -> None:
@@ -183,8 +206,9 @@ def _compare_resegmented(vocab: Cut, original: Any, reloaded: Any, texts: list[s
         if all_kept and vocab.vocab_map.to_small(old_ids) != new_ids:
             raise RuntimeError(f"All tokens of {text[:200]!r} were kept, and yet it is split otherwise.")
         report.texts_all_kept += all_kept
+    joins = large.decoder is not None  # without one, pieces are decoded with blanks between them, of which there are more now
     for text, old_text, new_text in zip(texts, before, after, strict=True):
-        if old_text != new_text:
+        if old_text != new_text and (joins or old_text.replace(" ", "") != new_text.replace(" ", "")):
             raise UsageError(
                 f"{text[:200]!r} now reads {new_text[:200]!r}, before {old_text[:200]!r}: count such texts, name "
                 "them in keep_texts=, or use alphabet='all'."
@@ -264,14 +288,45 @@ def compare_models(
 
 @torch.no_grad()
 def _outputs(model: Any, batch: dict[str, Any], ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Every tensor the model returns, by its path; caches are left out."""
+    """Every tensor the model returns, by its path; caches are left out.
+
+    A model that also sees or hears is run in part: its text tower, or its decoder after made-up outputs of the encoder.
+    """
+    model, made_up = _that_reads_text(model)
     accepted = inspect.signature(model.forward).parameters
-    given = {name: value.to(model.device) for name, value in batch.items() if name in accepted}
-    given |= {name: ids.to(model.device) for name in ("input_ids", "decoder_input_ids") if name in accepted}
+    inputs = {name: value.to(ids.device) for name, value in batch.items() if name in accepted}
+    inputs |= {name: ids for name in ("input_ids", "decoder_input_ids") if name in accepted} | made_up
+    inputs = {
+        name: value.to(next(model.parameters()).device) if hasattr(value, "to") else value for name, value in inputs.items()
+    }
     if "use_cache" in accepted:
-        given["use_cache"] = False
-    outputs = model(**given, output_hidden_states=True, return_dict=True)
+        inputs["use_cache"] = False
+    outputs = model(**inputs, output_hidden_states=True, return_dict=True)
     return dict(_tensors(outputs.items()))
+
+
+_OTHER_SENSES = ("pixel_values", "input_features", "input_values")
+_TEXT_PARTS = ("text_model", "text_decoder", "language_model", "decoder")
+
+
+def _that_reads_text(model: Any) -> tuple[Any, dict[str, Any]]:
+    """The part of a model that text alone can be given to, and the inputs that have to be made up for it."""
+    parameters = inspect.signature(model.forward).parameters
+    needed = [name for name in _OTHER_SENSES if name in parameters]
+    if not needed:
+        return model, {}
+    if "encoder_outputs" in parameters:
+        config = model.config.get_text_config(decoder=True)
+        width = getattr(config, "cross_attention_hidden_size", None) or config.hidden_size
+        encoder = getattr(model.config, "encoder", None)
+        width = getattr(encoder, "hidden_size", None) or width
+        states = torch.linspace(-1, 1, 4 * width).view(1, 4, width).to(model.dtype)
+        return model, {"encoder_outputs": BaseModelOutput(last_hidden_state=states.to(model.device))}
+    for name in _TEXT_PARTS:
+        part = getattr(model, name, None) or getattr(getattr(model, "model", None), name, None)
+        if part is not None and "input_ids" in inspect.signature(part.forward).parameters:
+            return part, {}
+    return model, {}
 
 
 def _tensors(items: Iterable[tuple[Any, Any]], path: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -202,7 +202,7 @@ def has_completions(dataset: Any) -> bool:
 def chat_rows(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, columns: Sequence[str]) -> Any:
     """Chats, and prompts with completions, as rows of token ids and labels, through the tokenizer's template as trl reads them.
 
-    Of `messages` all tokens have labels; of `prompt` and `completion`, each text or messages, those of the completion alone, which
+    Of `messages` all tokens have labels; of `prompt` and `completion`, each text or messages, those of the completion, which
     ends with the end token. Too long rows lose their ends.
 
     Returns: the dataset with `input_ids` and `labels` (lists of int, -100: none).

@@ -196,6 +196,32 @@ def untrimmed(backend: Tokenizer) -> Iterator[Tokenizer]:
             backend.enable_padding(**padding)
 
 
+@contextmanager
+def settings_kept(tokenizer: Any) -> Iterator[None]:
+    """Inside this context a tokenizer may be called with any truncation and padding; afterwards it is set as it was before.
+
+    Each call of a transformers tokenizer sets both in its backend, and saving it writes them into tokenizer.json.
+    """
+    backend = backend_of(getattr(tokenizer, "original", tokenizer))
+    before = trimming_of(backend)
+    try:
+        yield
+    finally:
+        set_trimming(backend, before)
+
+
+def trimming_of(backend: Tokenizer) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The truncation and padding that a tokenizer's file says."""
+    return backend.truncation, backend.padding
+
+
+def set_trimming(backend: Tokenizer, trimming: tuple[dict[str, Any] | None, dict[str, Any] | None]) -> None:
+    """Sets what `trimming_of` returned."""
+    truncation, padding = trimming
+    backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
+    backend.no_padding() if padding is None else backend.enable_padding(**padding)
+
+
 def count_corpus(
     tokenizer: Any,
     source: Any,

@@ -260,7 +260,8 @@ class MappedTokenizer(PreTrainedTokenizerBase):
         if vocab_map.removed == "resegment":
             raise UsageError(f"The tokenizer in '{name}' needs no map: load it with AutoTokenizer.")
         try:
-            original = AutoTokenizer.from_pretrained(name, revision=revision, subfolder=ORIGINAL_FOLDER, **kwargs)
+            options = {"trust_remote_code": False} | kwargs
+            original = AutoTokenizer.from_pretrained(name, revision=revision, subfolder=ORIGINAL_FOLDER, **options)
         except (OSError, ValueError) as error:
             raise UsageError(f"There is no tokenizer in '{name}/{ORIGINAL_FOLDER}': save the MappedTokenizer again.") from error
         return cls(original, vocab_map)

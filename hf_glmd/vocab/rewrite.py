@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -81,6 +81,26 @@ def placeholder_ids(data: Mapping[str, Any]) -> dict[int, str]:
     """Added tokens that only keep rows free, `<unused17>`, `[unused3]`, `<|reserved_special_token_5|>` and such: id -> token."""
     added = data.get("added_tokens") or ()
     return {token["id"]: token["content"] for token in added if _PLACEHOLDER.fullmatch(token["content"])}
+
+
+def control_pieces(data: Mapping[str, Any], unmerged: Container[int] | None = None) -> dict[int, str]:
+    """Pieces of the vocabulary itself that are written like sentinels, language codes or chat marks: id -> piece.
+
+    No corpus holds them, so that they would go with the rarest, and yet code names them: `<extra_id_0>` of mT5, `>>deu<<`.
+
+    Args:
+        unmerged: of a BPE model, the ids that no merge makes: only these are no pieces of text.
+    """
+    placeholders = placeholder_ids(data)
+    return {
+        token_id: token
+        for token, token_id in token_ids(data).items()
+        if _CONTROL.fullmatch(token)
+        and not _PLACEHOLDER.fullmatch(token.lstrip("▁"))
+        and token not in BYTE_NAMES
+        and token_id not in placeholders
+        and (unmerged is None or token_id in unmerged)
+    }
 
 
 def is_byte_level(data: Mapping[str, Any]) -> bool:
@@ -184,6 +204,7 @@ _REWRITERS: dict[str, Callable[[Mapping[str, Any], Mapping[int, int]], dict[str,
 }
 """Model type -> its part of tokenizer.json and old id -> new id, to its smaller part."""
 
+_CONTROL = re.compile(r"▁?(<\|?[^<>|\s]{2,60}\|?>|>>[^<>\s]{1,60}<<|\[[A-Z]{2,}[A-Z0-9_]*\]|__[a-z]{2,3}(_[A-Za-z]+)?__)")
 _PLACEHOLDER = re.compile(
     r"[<\[(|｜]+_?(unused|reserved|dummy|place[_▁]?holder|special)([_▁-]?(special|unused|token|id|no))*[_▁-]?\d+_?[>\])|｜]+",
     re.IGNORECASE,

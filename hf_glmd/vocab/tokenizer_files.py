@@ -59,7 +59,7 @@ _PROBES = (
 def load_plain_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     """The tokenizer of a Hub name or folder, as `AutoTokenizer` reads it. Raises: UsageError, there is none, or it is damaged."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain Exception, and for JSON of another kind it may be any class
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         if not isinstance(error, (OSError, ValueError)):
