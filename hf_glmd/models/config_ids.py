@@ -211,7 +211,8 @@ def _vocabulary_sizes(config: PreTrainedConfig) -> set[int]:
 def _sizes(config: Any, original_size: int, table_rows: int | None) -> set[int]:
     """What a setting may say that means the size of the vocabulary: its tokens, or the rows of a table padded beyond them."""
     told = _vocabulary_sizes(config) if table_rows is None and isinstance(config, PreTrainedConfig) else {table_rows}
-    return {original_size, min((size for size in told if size and size >= original_size), default=original_size)}
+    padded = min((size for size in told if size and size >= original_size), default=original_size)
+    return {original_size, padded} | ({table_rows} if table_rows else set())  # which may lack rows of the last tokens
 
 
 def _settings(config: Any, sizes: set[int], path: str) -> Iterator[tuple[Any, str, str]]:

@@ -33,7 +33,7 @@ _LENGTHS = (("num_embeddings", "out_features"), ("in_features",))
 """What a table calls the length of its weight, by the dimension that is cut."""
 
 
-def resize_model(model: Any, vocab_map: VocabMap, *, in_place: bool = False) -> Any:
+def resize_model(model: Any, vocab_map: VocabMap, *, in_place: bool = False, without_row: int = 0) -> Any:
     """The model with the kept tokens only: a copy, and the given model untouched, or the given model itself.
 
     What is cut: input and output embeddings, whatever shares their tensors, further tables and heads over the same vocabulary,
@@ -47,12 +47,13 @@ def resize_model(model: Any, vocab_map: VocabMap, *, in_place: bool = False) -> 
         model: a transformers model, with weights in memory and not quantised.
         vocab_map: from `VocabShrinker.shrink`.
         in_place: change the given model rather than a copy, for models that fit into memory only once.
+        without_row: as of `plan_cut`.
     Returns: the same class, dtype and device; logits [..., K] equal those of the model in the kept columns.
     Raises: UsageError, the weights cannot be cut (quantised, on the meta device, sharded, wrapped in adapters), the table is
         smaller than the vocabulary, a tensor has the size of the vocabulary for another reason, or a removed token is needed.
         The given model is then as it was.
     """
-    cut = plan_cut(model, vocab_map)
+    cut = plan_cut(model, vocab_map, without_row)
     if in_place:
         places = places_of(model, cut.tensors)
         while cut.tensors:  # so that nothing holds on to the large ones that are done
@@ -100,18 +101,21 @@ class Cut:
     settings: list[IdChange]
 
 
-def plan_cut(model: Any, vocab_map: VocabMap) -> Cut:
+def plan_cut(model: Any, vocab_map: VocabMap, without_row: int = 0) -> Cut:
     """What `resize_model` does, with all that may be refused refused; nothing is changed.
 
+    Args:
+        without_row: tokens at the end of the original vocabulary that the model's table has no row for; all were removed.
     Raises: UsageError, as `resize_model`.
     """
     check_weights(model)
-    tables = find_vocabulary_tensors(model, vocab_map.original_size)
+    addressed = vocab_map.original_size - without_row
+    tables = find_vocabulary_tensors(model, addressed)
     _refuse_moved_positions(model, vocab_map, tables)
     tensors = {}
     for key, (tensor, dim) in tables.items():
         kept = vocab_map.kept_ids[vocab_map.kept_ids < tensor.shape[dim]]
-        if tensor.shape[dim] < vocab_map.original_size and (not kept.size or kept[0] != 0):
+        if tensor.shape[dim] < addressed and (not kept.size or kept[0] != 0):
             raise UsageError(
                 f"A table of {type(model).__name__} has {tensor.shape[dim]} rows for {vocab_map.original_size} tokens; the rest "
                 "reads the row of token 0, which was removed: cut the vocabulary again with keep=[0]."

@@ -43,7 +43,7 @@ BASE_MODEL_RELATIONS = ("adapter", "finetune", "merge", "quantized")
 """What the Hub knows; it has no word for distilled, nor for a smaller vocabulary."""
 
 REMOVED = {
-    "resegment": "What was cut is split into smaller kept pieces, so no text is lost and the tokenizer is a plain one.",
+    "resegment": "What was cut is split into smaller kept pieces, and the tokenizer is a plain one.",
     "nearest": "At the input each removed token is replaced by the most similar kept token, so different words can look alike.",
     "unk": "At the input each removed token becomes the unknown token, so what it said is lost.",
 }
@@ -202,6 +202,8 @@ def cut_paragraphs(
     removed: str,
     removed_examples: Sequence[str] = (),
     scripts: Sequence[Mapping[str, Any]] = (),
+    characters_lost: int = 0,
+    scripts_lost: Sequence[str] = (),
 ) -> list[str]:
     """What was cut, in words: sizes, coverage, length, the commonest removed tokens, the scripts that lost most.
 
@@ -216,6 +218,12 @@ def cut_paragraphs(
         f"Of {original_size:,} tokens, {size:,} stayed. They make up {percent(coverage)} of the tokens counted in the corpus. "
         f"A text now takes {length_ratio:.3f} times as many tokens. {REMOVED[removed]}"
     ]
+    if characters_lost:
+        where = f" (of the scripts {', '.join(scripts_lost[:SCRIPTS_SHOWN])})" if scripts_lost else ""
+        paragraphs.append(
+            f"{characters_lost:,} characters that the original spells{where} were not in the counted text and become the unknown "
+            "token here. alphabet='all' (--alphabet all) keeps them."
+        )
     large = [one for one in scripts if one["tokens"] >= LARGE_SCRIPT and one["script"] != NO_SCRIPT]
     if len(large) > 1:
         rows = [

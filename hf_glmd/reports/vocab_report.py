@@ -149,6 +149,13 @@ class VocabReport:
     )
     n_closure: int = field(default=0, metadata={"help": "Kept though rarer than some removed ones: others are merged from them."})
     n_placeholders_removed: int = field(default=0, metadata={"help": "Added tokens such as <unused17> that were never counted."})
+    without_row: list[str] = field(
+        default_factory=list, metadata={"help": "Tokens that the model's table has no row for: removed."}
+    )
+    characters_lost: int = field(
+        default=0, metadata={"help": "Characters that the original spells and that become the unknown token now."}
+    )
+    scripts_lost: list[str] = field(default_factory=list, metadata={"help": "Writing systems of these, the most first."})
     n_control: int = field(
         default=0,
         metadata={

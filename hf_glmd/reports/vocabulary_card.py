@@ -88,6 +88,8 @@ def render_vocabulary_card(
             removed=removed,
             removed_examples=report.removed_examples,
             scripts=dataclasses.asdict(report).get("scripts", []),
+            characters_lost=report.characters_lost,
+            scripts_lost=report.scripts_lost,
         ),
         limits=[
             "Text of another kind, or in another language, than what was counted has more words that were cut, takes more tokens "
@@ -112,6 +114,7 @@ def size_rows(report: VocabReport) -> list[tuple[str, str, str]]:
         ]
     return [
         *rows,
+        *([("characters that become unknown", "0", f"{report.characters_lost:,}")] if report.characters_lost else []),
         ("text covered by its tokens", "100%", percent(report.coverage)),
         ("tokens per text", "1.000x", f"{report.length_ratio:.3f}x"),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_glmd.errors import UsageError
+from hf_glmd.models.surgery import input_layer
 from hf_glmd.vocab.closure import MergeTree
 from hf_glmd.vocab.counting import backend_of
 from hf_glmd.vocab.rewrite import (
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 SPECIAL, TEMPLATE, MODEL = "special", "written by the chat template", "named by the model"
 CONTROL = "written like sentinels, language codes or chat marks"
 BYTES, CHARACTERS = "bytes", "single characters"
+
 KEEP, KEEP_TEXTS = "from keep=", "from keep_texts="
 
 
@@ -80,12 +82,14 @@ def required_tokens(
 
 
 def _special(tokenizer: Any, data: dict[str, Any], vocabulary: dict[str, int], counts: np.ndarray, lossless: bool) -> set[int]:
-    for name, token in tokenizer.special_tokens_map.items():
+    known = tokenizer.get_vocab()  # one that lacks a row alone was taken out before
+    roles = {name: token for name, token in tokenizer.special_tokens_map.items() if token in vocabulary or token not in known}
+    for name, token in roles.items():
         if token not in vocabulary:
             raise UsageError(f"The {name} {token!r} is not in the vocabulary: add it with tokenizer.add_tokens before counting.")
     placeholders = placeholder_ids(data)
     special = {token_id for token_id, reason in pinned_ids(data).items() if lossless or reason != LOWEST_SCORE}
-    special |= {vocabulary[token] for token in tokenizer.special_tokens_map.values()}
+    special |= {vocabulary[token] for token in roles.values()}
     special |= {token_id for token_id in placeholders if counts[token_id]}
     # That a placeholder is listed among the special tokens does not mean that it is used. A map needs all of that list, though.
     listed = {vocabulary[token] for token in tokenizer.all_special_tokens if token in vocabulary}
@@ -128,17 +132,19 @@ def ids_of_texts(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
     return np.unique(np.array(ids, dtype=np.int64))
 
 
+def table_rows(model: Any) -> int | None:
+    """Rows of a model's input table, or as its config says; None: it does not."""
+    if hasattr(model, "get_input_embeddings"):
+        return len(input_layer(model).weight)
+    return getattr(getattr(model, "config", model).get_text_config(), "vocab_size", None)
+
+
 def _named_by(model: Any, vocabulary: dict[str, int], tokens: int) -> dict[int, str]:
     """Ids that a model (or its config) refers to, and the setting that does, e.g. `eos_token_id`."""
     from hf_glmd.models.config_ids import referenced_ids
-    from hf_glmd.models.surgery import input_layer
 
-    config = getattr(model, "config", model)
-    if hasattr(model, "get_input_embeddings"):
-        rows = len(input_layer(model).weight)
-    else:
-        rows = getattr(config.get_text_config(), "vocab_size", None) or tokens
-    if rows < tokens:
+    config, rows = getattr(model, "config", model), table_rows(model) or tokens
+    if rows <= max(vocabulary.values()):
         raise UsageError(
             f"The model's table has {rows} rows, fewer than the {tokens} tokens of the tokenizer: they do not belong together, "
             "or tokens were added without resizing the model. Use the tokenizer that the model was trained with."

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from hf_glmd.shrinking.required_tokens import (
     SPECIAL,
     TEMPLATE,
     required_tokens,
+    table_rows,
 )
 from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
 from hf_glmd.vocab.closure import MergeTree
@@ -41,6 +43,7 @@ from hf_glmd.vocab.counting import (
 )
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.rewrite import (
+    byte_tokens,
     control_pieces,
     model_type,
     placeholder_ids,
@@ -48,12 +51,15 @@ from hf_glmd.vocab.rewrite import (
     shrink_tokenizer_json,
     token_ids,
 )
-from hf_glmd.vocab.scripts import script_shares
+from hf_glmd.vocab.scripts import script_of, script_shares
 from hf_glmd.vocab.selection import ORDERS, load_order, save_order, select, token_order
 from hf_glmd.vocab.tokenizer_files import encode_texts, small_tokenizer
 from hf_glmd.vocab.vocab_map import REMOVED_MODES, VocabMap, nearest_kept
 
 logger = logging.getLogger(__name__)
+
+FEW_TOKENS = 8
+"""That many added tokens may lack a row in a model's table; with more the two do not belong together."""
 
 COST_TEXTS = 500
 """Of the remembered texts so many are read with both tokenizers each time that a vocabulary is cut."""
@@ -204,6 +210,10 @@ class VocabShrinker:
             if lossless:
                 refuse_unsupported(data)
             vocabulary = self._vocabulary(data)
+            without_row = _without_row(model, data, vocabulary) if lossless else set()
+            if without_row:
+                vocabulary = {token: token_id for token, token_id in vocabulary.items() if token not in without_row}
+                data["added_tokens"] = [one for one in data.get("added_tokens") or () if one["content"] not in without_row]
             merges = self._merge_tree(data) if lossless else None
             required = required_tokens(
                 self.tokenizer,
@@ -240,7 +250,7 @@ class VocabShrinker:
             return ShrunkVocab(
                 tokenizer=tokenizer,
                 vocab_map=vocab_map,
-                report=self._report(data, vocabulary, vocab_map, tokenizer, required),
+                report=self._report(data, vocabulary, vocab_map, tokenizer, required, sorted(without_row)),
                 original_tokenizer=self.tokenizer,
                 probes=self.sample(200),
                 original_counts=self.counts,
@@ -303,6 +313,7 @@ class VocabShrinker:
         vocab_map: VocabMap,
         tokenizer: Any,
         required: dict[str, np.ndarray],
+        without_row: list[str],
     ) -> VocabReport:
         kept_ids = vocab_map.kept_ids
         floor = np.zeros(self.counts.size, dtype=bool)
@@ -332,6 +343,8 @@ class VocabShrinker:
             counted_tokens=int(self.counts.sum()),
             texts=self._counted.texts,
             n_special=n_kind[SPECIAL] + n_kind[TEMPLATE] + n_kind[MODEL],
+            without_row=without_row,
+            **self._lost_characters(data, vocabulary, kept),
             n_control=n_kind[CONTROL],
             control_examples=[marks[token_id] for token_id in required.get(CONTROL, np.empty(0, int))[:20].tolist()],
             n_alphabet=n_kind[BYTES] + n_kind[CHARACTERS],
@@ -343,6 +356,21 @@ class VocabShrinker:
             scripts=script_shares(self._token_texts(), self.counts, kept_ids),
             new_unknown=new_unknown,
         )
+
+    def _lost_characters(self, data: dict[str, Any], vocabulary: dict[str, int], kept: np.ndarray) -> dict[str, Any]:
+        """How many characters the original spells by a token of their own that is gone, and of which scripts."""
+        if byte_tokens(data) or model_type(data) == "WordLevel":
+            return {}
+        prefix = data["model"].get("continuing_subword_prefix") or ""
+        forms: dict[str, list[int]] = {}
+        for token, token_id in vocabulary.items():
+            inside = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
+            body = token[len(prefix) :] if inside else token
+            if len(body) == 1:
+                forms.setdefault(body, []).append(token_id)
+        lost = [character for character, ids in forms.items() if not kept[ids].all()]
+        scripts = Counter(script_of(character) for character in lost)
+        return {"characters_lost": len(lost), "scripts_lost": [script for script, _ in scripts.most_common()]}
 
     def _token_texts(self) -> list[str]:
         """[V]: what each token stands for; special tokens and rows without a token for nothing."""
@@ -376,6 +404,18 @@ class VocabShrinker:
                 len(texts),
             )
         return (after.size / before.size if before.size else 1.0), new_unknown
+
+
+def _without_row(model: Any, data: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
+    """Added tokens without a row in a model's table, such as Gemma 3's image token in its text models: none can be read."""
+    rows = None if model is None else table_rows(model)
+    added = {one["content"] for one in data.get("added_tokens") or ()}
+    found = {token for token, token_id in vocabulary.items() if rows is not None and token_id >= rows}
+    if not found or len(found) > FEW_TOKENS or not found <= added:
+        return set()
+    shown = ", ".join(map(repr, sorted(found)))
+    logger.warning("%d tokens have no row in the model's table of %d rows, and are removed: %s.", len(found), rows, shown)
+    return found
 
 
 def _check_mode(removed: str, similarity: str, embeddings: torch.Tensor | np.ndarray | None) -> None:

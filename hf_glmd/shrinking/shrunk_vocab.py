@@ -77,8 +77,9 @@ class ShrunkVocab:
 
         The sizes of both go into the report.
         """
-        small_model = resize_model(model, self.vocab_map)
-        tables = [tensor for tensor, _ in find_vocabulary_tensors(model, self.vocab_map.original_size).values()]
+        without_row = len(self.report.without_row)
+        small_model = resize_model(model, self.vocab_map, without_row=without_row)
+        tables = [tensor for tensor, _ in find_vocabulary_tensors(model, self.vocab_map.original_size - without_row).values()]
         before = sum(tensor.numel() for tensor in tables if isinstance(tensor, torch.nn.Parameter))
         removed = model.num_parameters() - small_model.num_parameters()  # nothing else became smaller
         self.report.model_before = ModelSizes.of(model, before)

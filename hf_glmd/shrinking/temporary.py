@@ -46,7 +46,7 @@ def temporarily_shrunk(model: Any, vocab: Any) -> Iterator[VocabMap]:
         raise UsageError(f"vocab must be what VocabShrinker.shrink returns (or its vocab_map), not {type(vocab).__name__}.")
     if isinstance(model, nn.Module) and model in _shrunk_now:
         raise UsageError(f"This {type(model).__name__} has a smaller vocabulary already: leave that temporarily_shrunk first.")
-    cut = plan_cut(model, vocab_map)
+    cut = plan_cut(model, vocab_map, len(vocab.report.without_row) if hasattr(vocab, "report") else 0)
     places = places_of(model, cut.tensors)
     _shrunk_now.add(model)
     try:

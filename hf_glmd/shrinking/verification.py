@@ -341,7 +341,7 @@ def _tensors(items: Iterable[tuple[Any, Any]], path: str = "") -> Iterator[tuple
 def _difference(new: torch.Tensor, old: torch.Tensor, vocab_map: VocabMap, name: str) -> tuple[float, float]:
     """The largest difference, and the largest finite value it is to be seen beside."""
     if new.shape != old.shape:
-        if new.shape[-1] != vocab_map.size or old.shape[-1] < vocab_map.original_size:
+        if new.shape[-1] != vocab_map.size or old.shape[-1] <= vocab_map.kept_ids[-1]:
             raise RuntimeError(f"The smaller model's {name} are of shape {list(new.shape)}, the model's {list(old.shape)}.")
         old = old[..., torch.from_numpy(vocab_map.kept_ids.copy()).to(old.device)]
     new, old = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (new, old))

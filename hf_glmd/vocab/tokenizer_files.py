@@ -202,6 +202,9 @@ def _write_files(tokenizer: Any, folder: Path, data: dict[str, Any] | None) -> t
     for name in _TOKEN_LISTS:
         if config.get(name):
             config[name] = _known(config[name], raw)
+    for name, token in list(config.items()):
+        if name.endswith("_token") and isinstance(token, (str, dict)) and raw.token_to_id(_content(token)) is None:
+            del config[name]  # it would be added on loading
     # save_pretrained writes these only if they were in the file before, not if they were set since.
     config["padding_side"] = tokenizer.padding_side
     config["truncation_side"] = tokenizer.truncation_side
@@ -254,9 +257,15 @@ def _loaded(folder: Path, raw: Tokenizer, texts: list[str], like: Any) -> tuple[
 def _difference(loaded: Any, raw: Tokenizer, texts: list[str], like: Any) -> str:
     if loaded.get_vocab() != raw.get_vocab(with_added_tokens=True):
         return "another vocabulary"
-    if {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)} != {
-        name: str(token) for name, token in like.special_tokens_map.items() if isinstance(token, str)
-    }:
+    roles = (
+        {
+            name: token
+            for name, token in one.special_tokens_map.items()
+            if isinstance(token, str) and raw.token_to_id(token) is not None
+        }
+        for one in (loaded, like)
+    )
+    if next(roles) != next(roles):
         return "other special tokens"
     few = texts[:_PAIRS]
     with untrimmed(raw), untrimmed(loaded.backend_tokenizer):

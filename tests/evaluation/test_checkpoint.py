@@ -88,3 +88,18 @@ def test_a_teacher_with_other_words_is_refused(folder, tmp_path, capsys):
     words = ["--text", str(folder / "held_out.txt"), "--teacher", str(tmp_path)]
     assert main(["evaluate", str(folder / "small"), *words]) == 2
     assert "tokens are others to the teacher" in capsys.readouterr().err
+
+
+def test_tables_that_are_padded_differently_are_compared_on_the_tokens(folder, tmp_path):
+    scores = {}
+    for name, size in (("plain", vocab_helpers.V), ("padded", vocab_helpers.V + 5)):
+        model = vocab_helpers.tiny_model("bert")
+        if size != vocab_helpers.V:
+            model.resize_token_embeddings(size)
+        model.save_pretrained(tmp_path / name)
+        vocab_helpers.generic_tokenizer().save_pretrained(tmp_path / name)
+        text = [str(folder / "held_out.txt")]
+        wanted = EvaluateOptions(str(tmp_path / name), teacher=str(folder / "teacher"), text=text, no_speed=True)
+        scores[name] = evaluate_checkpoint(wanted).words
+    assert scores["padded"].kl == pytest.approx(scores["plain"].kl, rel=1e-5)
+    assert scores["padded"].agreement == scores["plain"].agreement

@@ -180,3 +180,33 @@ def test_models_that_also_see_or_hear_are_verified_on_what_reads_text(build):
     vocab = VocabShrinker(tokenizer).count(vocab_helpers.texts(60), progress=False).shrink(size=0.8, model=model)
     report = vocab.verify(vocab_helpers.texts(9, seed=3), model=model, progress=False)
     assert report.model_texts > 0 and report.max_hidden_difference is not None
+
+
+def test_tokens_without_a_row_are_removed_with_a_note(tmp_path, caplog):
+    tokenizer = vocab_helpers.generic_tokenizer()
+    model = vocab_helpers.tiny_model("bert")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image_soft_token>"]})
+    source = checkpoint(tmp_path / "gemma", model, tokenizer)
+    output = shrunk(source, tmp_path)
+    assert "1 tokens have no row" in caplog.text and "<image_soft_token>" in caplog.text
+    report = json.loads((output / "vocab_report.json").read_text())
+    assert report["without_row"] == ["<image_soft_token>"]
+    small = transformers.AutoTokenizer.from_pretrained(output)
+    assert "<image_soft_token>" not in small.get_vocab() and len(small) == load_word_model(output).config.vocab_size
+
+
+def test_a_tokenizer_of_another_model_is_still_refused(tmp_path):
+    model = vocab_helpers.tiny_model("bert", vocab_size=vocab_helpers.V - 80)
+    with pytest.raises(UsageError, match="they do not belong together"):
+        shrunk(checkpoint(tmp_path / "bert", model), tmp_path)
+
+
+def test_characters_that_become_unknown_are_counted_and_named(tmp_path):
+    shrinker = VocabShrinker(vocab_helpers.generic_tokenizer()).count(["walk"] * 9, progress=False)
+    seen, everything = (shrinker.shrink(size=0.9, alphabet=alphabet).report for alphabet in ("none", "all"))
+    assert everything.characters_lost == 0
+    vocab = shrinker.shrink(size=60, alphabet="none")
+    kept, before = vocab.tokenizer.get_vocab(), shrinker.tokenizer.get_vocab()
+    lost = {token.removeprefix("##") for token in before if len(token.removeprefix("##")) == 1 and token not in kept}
+    assert vocab.report.characters_lost == len(lost) > 0 and "Latin" in vocab.report.scripts_lost and seen
+    assert f"{len(lost):,} characters that the original spells" in vocab.card(tmp_path)
