@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.records import ModelFacts, WordScores
-from hf_glmd.utils.options import list_option, option
+from hf_glmd.utils.options import TEXT_SOURCES, list_option, option
 
 if TYPE_CHECKING:
     import datasets
@@ -35,10 +35,7 @@ class EvaluateOptions:
     )
     revision: str | None = option("Branch, tag or commit of the model on the Hub.")
     teacher_revision: str | None = option("Branch, tag or commit of the teacher on the Hub.")
-    text: list[str] = list_option(
-        "Held-out text: files (.txt, .jsonl, .parquet, also .gz or .xz), folders, patterns, or data sets on the Hub "
-        "(name:config:split)."
-    )
+    text: list[str] = list_option(f"Held-out text: {TEXT_SOURCES}.")
     column: str = option("Column that holds the text.", "text")
     max_texts: int = option("Score only that many texts, the first ones.", 2_000)
     tasks: list[str] = list_option("Tasks that come along, e.g. boolq cb sst2, asked as cloze questions.")
@@ -194,11 +191,14 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
 def _texts(options: EvaluateOptions) -> datasets.Dataset | None:
     import datasets
 
-    from hf_glmd.data.sources import read_texts
+    from hf_glmd.data.sources import read_texts, say_empty
 
     if not options.text:
         return None
-    texts = [text for source in options.text for text in islice(read_texts(source, options.column)[0], options.max_texts) if text]
+    sources = [read_texts(source, options.column)[0] for source in options.text]
+    rows = [text for source in sources for text in islice(source, options.max_texts)]
+    texts = [text for text in rows if text]
+    say_empty(len(rows) - len(texts), len(rows), "--text")
     if not texts:
         raise UsageError(f"--text {' '.join(options.text)} holds no text.")
     return datasets.Dataset.from_dict({"text": texts[: options.max_texts]})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glmd.errors import UsageError
-from hf_glmd.utils.options import option
+from hf_glmd.utils.options import TEXT_SOURCES, option
 
 
 @dataclass
@@ -22,11 +22,7 @@ class CacheOptions:
     output: str = option("Folder to write to; if it holds a part of this very cache, that is gone on with.", "")
     data: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "Text, or rows with input_ids, to run the teacher over, held-out rows included: 'docstrings', files (.txt, "
-            ".jsonl, .csv, .parquet, also .gz or .xz), folders, what save_to_disk of a data set wrote, or data sets on the Hub "
-            "(name, name:config or name:config:split)."
-        },
+        metadata={"help": f"Text, or rows with input_ids, to run the teacher over, held-out rows included: {TEXT_SOURCES}."},
     )
     revision: str | None = option("Branch, tag or commit of the model on the Hub.")
     tokenizer: str | None = option(
@@ -127,6 +123,7 @@ def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
     import torch
     from accelerate import PartialState
 
+    from hf_glmd.data.sources import load_splits
     from hf_glmd.models.loading import load_config, load_word_model
     from hf_glmd.teachers.live import LiveTeacher
     from hf_glmd.teachers.writing import write_cache
@@ -156,7 +153,7 @@ def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
     tokenizer = load_tokenizer(folder, None if options.tokenizer else options.revision)
     vocab_map = VocabMap.load(folder) if (Path(folder) / FILE_NAME).is_file() else None
     with state.main_process_first():  # the others read what it cached
-        splits = [split for source in options.data for split in _splits(source)]
+        splits = [split for source in options.data for split in load_splits(source, column=options.column).values()]
     dtype = "float32" if on_cpu and options.model_dtype is None else MODEL_DTYPES.get(options.model_dtype or "", "auto")
     model = load_word_model(options.model, dtype=getattr(torch, dtype, dtype), revision=options.revision)
     collator = default_collator(args, tokenizer, model)
@@ -192,16 +189,3 @@ def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
         seconds=time.monotonic() - started,
         fingerprint=cache.settings.fingerprint,
     )
-
-
-def _splits(source: str) -> list[Any]:
-    """All splits of a source, or the one that it names. Raises: UsageError, there is no such source or split."""
-    from hf_glmd.data.corpus import load_splits
-
-    name, config, split = source, None, None
-    if not Path(source).exists() and ":" in source:
-        name, config, split = (*source.split(":", 2), "")[:3]
-    found = load_splits(name, config or None)
-    if split and split not in found:
-        raise UsageError(f"--data '{source}': '{name}' has the splits {list(found)}, not '{split}'. Name one of them.")
-    return [found[split]] if split else list(found.values())

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from hf_glmd.errors import UsageError, nearest
 from hf_glmd.recipe.reading import build, converted, parse_overrides, read_yaml, section_of, set_value
 from hf_glmd.reports.records import STAGES, TASK_STAGES
+from hf_glmd.utils.options import TEXT_SOURCES
 
 
 def _help(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
@@ -31,9 +32,7 @@ class TeacherSection:
 
 @dataclass
 class CorpusSection:
-    name: str = _help(
-        "Plain text: 'docstrings' (of installed libraries, no download), a data set on the Hub, or files.", "docstrings"
-    )
+    name: str = _help(f"Plain text: {TEXT_SOURCES} (of installed libraries, no download).", "docstrings")
     config: str | None = _help("Configuration of a data set on the Hub.", None)
     column: str = _help("Column that holds the text.", "text")
     max_texts: int | None = _help("Use only that many training texts.", None)

@@ -53,7 +53,7 @@ class Inputs:
     def corpus(self) -> datasets.DatasetDict:
         section = self.recipe.corpus
         with self.state.main_process_first():  # the others read what it cached
-            corpus = load_corpus(section.name, section.config, self.recipe.seed)
+            corpus = load_corpus(section.name, section.config, self.recipe.seed, section.column)
         require_text(corpus, section.column, section.name)
         corpus["train"] = first_rows(corpus["train"], section.max_texts, self.recipe.seed)
         return corpus

@@ -19,7 +19,7 @@ from hf_glmd.tasks.candidates import LogitsAt
 from hf_glmd.tasks.catalogue import task_by_name
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.examples import QuestionWriter
-from hf_glmd.tasks.loading import load_task_data
+from hf_glmd.tasks.loading import examples_of, load_task_data
 from hf_glmd.tasks.metrics import TaskMetric
 from hf_glmd.tasks.scoring import chosen_patterns, encode_reworded
 
@@ -156,7 +156,7 @@ class TaskInputs:
             if self.task.official is not None:
                 return load_task_data(self.task, source, self.section.config)
             data = load_corpus(source, self.section.config, self.seed)
-            return datasets.DatasetDict({split: self.task.prepared(part) for split, part in data.items()})
+            return datasets.DatasetDict({split: examples_of(part, self.task) for split, part in data.items()})
 
     def _split(self, data: datasets.DatasetDict, split: str) -> datasets.Dataset:
         if split not in data:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError
-from hf_glmd.utils.options import list_option, option
+from hf_glmd.utils.options import TEXT_SOURCES, list_option, option
 
 if TYPE_CHECKING:
     from hf_glmd.hub.push import PushResult
@@ -25,10 +25,7 @@ class ShrinkOptions:
 
     model: str = option("The checkpoint: a folder, or the name of a model on the Hub.", "")
     output: str = option("Folder to write to.", "")
-    corpus: list[str] = list_option(
-        "Text to count: files (.txt, .jsonl, .parquet, also .gz or .xz), folders, patterns such as 'data/*.txt', or data sets on "
-        "the Hub (name, name:config or name:config:split)."
-    )
+    corpus: list[str] = list_option(f"Text to count: {TEXT_SOURCES}.")
     revision: str | None = option("Branch, tag or commit of the model on the Hub.")
     column: str = option("Column that holds the text.", "text")
     weights: list[float] = list_option("How much each corpus counts, one number per corpus. Unset: 1 each.")
@@ -192,9 +189,12 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShrinker:
+    from hf_glmd.data.sources import read_texts
     from hf_glmd.shrinking.shrinker import VocabShrinker
 
     shrinker = VocabShrinker.load_counts(options.counts, tokenizer) if options.counts else VocabShrinker(tokenizer)
+    for source in options.corpus:
+        read_texts(source, options.column)  # what is missing is found before the first is counted
     for source, weight in zip(options.corpus, options.weights or [1.0] * len(options.corpus), strict=True):
         shrinker.count(source, options.column, weight=weight, max_texts=options.max_texts, progress=progress)
     if options.save_counts:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
-import json
 import logging
-import lzma
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from hf_glmd.data.files import file_rows, files_of, kind_of, split_of
+from hf_glmd.data.sources import load_splits, named, names_a_dataset
 from hf_glmd.errors import UsageError
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.examples import answer_key
@@ -24,18 +20,13 @@ from hf_glmd.tasks.formats import OfficialFormat
 logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = {
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
     "dev32": "validation",
     "dev_matched": "validation",
     "validation_matched": "validation",
     "dev_mismatched": "validation_mismatched",
     "test_matched": "test",
 }
-"""What files and Hub data sets call a split -> what it is called here. Any other name stays."""
-
-_UNPACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}
+"""What tasks' files and Hub data sets call a split, beside what corpora do. Any other name stays."""
 
 
 def load_task_data(task: ClozeTask, source: str | os.PathLike[str], config: str | None = None) -> datasets.DatasetDict:
@@ -46,68 +37,43 @@ def load_task_data(task: ClozeTask, source: str | os.PathLike[str], config: str 
 
     Args:
         task: its `official` says how nested files and their labels are read; without it rows are taken as they are.
-        source: a file (.jsonl, .tsv without quoting, .csv; also with .gz, .xz or .bz2), a folder of files named after their
-            splits, a folder with one such folder for each task of the benchmark, or a data set on the Hub.
+        source: a file, see `hf_glmd.data.files`; a folder or pattern of files named after their splits; a folder with one such
+            folder for each task of the benchmark; what `save_to_disk` of a data set wrote; or a data set on the Hub.
         config: configuration of a data set on the Hub. Default: the task's official one.
     Raises: UsageError, there is nothing to read, or a row is not what it should be.
     """
-    path = Path(source)
-    if path.exists():
-        found = {split: _read(file, task) for split, file in _files(path, task.official).items()}
+    source = os.fspath(source)
+    if names_a_dataset(source):
+        found = load_splits(source, config or (task.official.config if task.official else None), what="task data")
+        found = {SPLIT_NAMES.get(split, split): part for split, part in found.items()}
     else:
-        found = _from_hub(str(source), config or (task.official.config if task.official else None))
-    return datasets.DatasetDict({split: task.prepared(_with_labels(part, task)) for split, part in found.items()})
+        with named("task data", source):
+            found = {split: _read(file, task) for split, file in _files(source, task.official).items()}
+    return datasets.DatasetDict({split: examples_of(part, task) for split, part in found.items()})
 
 
-def _from_hub(name: str, config: str | None) -> dict[str, datasets.Dataset]:
-    try:
-        found = datasets.load_dataset(name, config)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
-        raise UsageError(
-            f"task data '{name}' cannot be loaded: {reason}. Give a folder, a file, or a data set on the Hub."
-        ) from error
-    return {SPLIT_NAMES.get(split, split): part for split, part in found.items()}
-
-
-def _files(path: Path, official: OfficialFormat | None) -> dict[str, Path]:
+def _files(source: str, official: OfficialFormat | None) -> dict[str, Path]:
     """Split -> file."""
-    if path.is_file():
-        files = [path]
-    else:
-        if official is not None and (path / official.folder).is_dir():
-            path = path / official.folder
-        files = sorted(file for file in path.iterdir() if file.is_file() and _ending(file) in _READERS)
-    if not files or _ending(files[0]) not in _READERS:
-        raise UsageError(
-            f"'{path}' has no task data to read. Known endings: {', '.join(_READERS)}, also with {', '.join(_UNPACKED)}."
-        )
+    if official is not None and (Path(source) / official.folder).is_dir():
+        source = os.path.join(source, official.folder)
     found: dict[str, Path] = {}
-    for file in files:
-        stem = file.name.split(".")[0].lower()
-        split = SPLIT_NAMES.get(stem, stem)
+    for file in files_of(source):
+        split = SPLIT_NAMES.get(split_of(file), split_of(file))
         if split in found:
             raise UsageError(f"'{found[split]}' and '{file}' are both the split '{split}'. Move one of them away.")
         found[split] = file
     return found
 
 
-def _ending(file: Path) -> str:
-    suffixes = [suffix for suffix in file.suffixes if suffix not in _UNPACKED]
-    return suffixes[-1] if suffixes else ""
-
-
 def _read(file: Path, task: ClozeTask) -> datasets.Dataset:
     """Raises: UsageError, the file is damaged, empty, or a line is not in the official format."""
     official = task.official
-    try:
-        data = _UNPACKED.get(file.suffix, bytes)(file.read_bytes()).decode("utf-8-sig")
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{file}' cannot be read: {error}. Give a file of UTF-8 text, packed or not.") from error
+    if kind_of(file.name) == ".parquet":  # as on the Hub
+        return load_splits(file)["train"]
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_READERS[_ending(file)](data, file, official)):
+    for number, (_, line) in enumerate(file_rows(file, headerless=official.headerless if official else ())):
         try:
-            rows += official.flatten(line) if official else [dict(line)]
+            rows += official.flatten(line) if official else [line]
         except (KeyError, TypeError, AttributeError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
             raise UsageError(f"row {number} of '{file}' is not as task {task.name} has them: it {reason}.") from error
@@ -126,48 +92,12 @@ def _read(file: Path, task: ClozeTask) -> datasets.Dataset:
         raise UsageError(f"'{file}' has a column of several types: {reason}. Make them one type.") from error
 
 
-def _json_lines(data: str, file: Path, official: OfficialFormat | None) -> Iterator[dict[str, Any]]:
-    # Not splitlines(): texts may hold U+2028, which is no end of a line in JSON.
-    for number, line in enumerate(data.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"line {number} of '{file}' is not JSON: {error}. Give one object per line.") from error
-            if not isinstance(row, dict):
-                raise UsageError(f"line {number} of '{file}' is a {type(row).__name__}. Give one object per line.")
-            yield row
-
-
-def _tab_lines(data: str, file: Path, official: OfficialFormat | None) -> Iterator[dict[str, str]]:
-    """GLUE's files: tabs between fields, quotation marks are text."""
-    lines = [line.removesuffix("\r").split("\t") for line in data.split("\n") if line.strip()]
-    if not lines:
-        return
-    # Of CoLA's files the test split alone has a header.
-    headerless = official is not None and official.headerless and len(lines[0]) == len(official.headerless)
-    header = list(official.headerless) if headerless else lines.pop(0)
-    broken = [line for line in lines if len(line) != len(header)]
-    if broken:
-        logger.warning(
-            "%d of %d rows of %s have another number of fields than the header and are left out, first %r.",
-            len(broken),
-            len(lines),
-            file,
-            "\t".join(broken[0])[:80],
-        )
-    yield from (dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header))
-
-
-def _csv_lines(data: str, file: Path, official: OfficialFormat | None) -> Iterable[dict[str, str]]:
-    return csv.DictReader(io.StringIO(data, newline=""))
-
-
-_READERS: dict[str, Callable[[str, Path, OfficialFormat | None], Iterable[Mapping[str, Any]]]] = {
-    ".jsonl": _json_lines,
-    ".tsv": _tab_lines,
-    ".csv": _csv_lines,
-}
+def examples_of(part: datasets.Dataset, task: ClozeTask) -> datasets.Dataset:
+    """Rows with the columns and the labels that the task reads; says how many have an empty text."""
+    for name in set(task.columns) & set(part.column_names):
+        if empty := sum(value == "" for value in part[name][:]):
+            logger.warning("%d of %d examples of task %s have an empty '%s'.", empty, len(part), task.name, name)
+    return task.prepared(_with_labels(part, task))
 
 
 def _with_labels(part: datasets.Dataset, task: ClozeTask) -> datasets.Dataset:
@@ -180,6 +110,8 @@ def _with_labels(part: datasets.Dataset, task: ClozeTask) -> datasets.Dataset:
     known = dict(task.official.labels) if task.official else {}
 
     def spelled(value: Any) -> Any:
+        if isinstance(value, float):  # of a column of numbers in which some are missing, as pandas writes it
+            value = None if math.isnan(value) else int(value) if value.is_integer() else value
         if value in (None, "", []) or (value == -1 and (names is not None or task.official is not None)):
             return None  # -1: what test splits on the Hub have for a label
         if names is not None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
+TEXT_SOURCES = (
+    "files (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz, .xz, .bz2 or .zst), folders, patterns such as 'data/*.txt', "
+    "what save_to_disk of a data set wrote, data sets on the Hub (name, name:config or name:config:split), or 'docstrings'"
+)
+"""What every command reads text from."""
+
 
 def option(text: str, default: Any = None, **more: Any) -> Any:
     """A field with its help text; `more` is other metadata, e.g. a metavar."""

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from torch import distributed
 from tqdm.auto import tqdm
 
-from hf_glmd.data.sources import read_texts
+from hf_glmd.data.sources import describe, read_texts, say_empty
 from hf_glmd.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -281,25 +281,18 @@ def count_corpus(
             f"The corpus holds no token ({counts.rows} rows, {counts.texts} of them not empty): give texts to count"
             + (f", or the column that holds them (column={column!r} was read)." if counts.rows else ".")
         )
+    if rank == 0:
+        say_empty(counts.rows - counts.texts, counts.rows, describe(source))
     counts.values = _weighted(counts.values, weight)
     return counts
 
 
-def text_batches(texts: Iterable[Any], batch_size: int = BATCH_TEXTS) -> Iterator[list[str]]:
-    """The texts in the portions that are tokenized at once; None stands for "".
-
-    Raises: UsageError, one is not a str.
-    """
+def text_batches(texts: Iterable[str | None], batch_size: int = BATCH_TEXTS) -> Iterator[list[str]]:
+    """The texts in the portions that are tokenized at once; None stands for ""."""
     batch: list[str] = []
     characters = 0
-    for number, text in enumerate(texts):
-        if text is None:
-            text = ""
-        elif not isinstance(text, str):
-            raise UsageError(
-                f"Row {number} is of type {type(text).__name__}, not a text: give strings (or rows, and the column that holds "
-                "the string)."
-            )
+    for text in texts:
+        text = text or ""
         batch.append(text)
         characters += len(text)
         if len(batch) >= batch_size or characters >= BATCH_CHARACTERS:

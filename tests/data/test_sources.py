@@ -138,7 +138,7 @@ def test_names_of_the_hub_reach_load_dataset(name, monkeypatch):
         ([{"body": "walk"}], "no field 'text'"),
         (Dataset.from_dict({"texts": ["walk"]}), "Did you mean 'texts'"),
         (IterableDataset.from_generator(lambda: iter([{"texts": "walk"}])), "Did you mean 'texts'"),
-        (DatasetDict(train=Dataset.from_dict({"text": ["walk"]})), "splits \\(train\\)"),
+        (DatasetDict(one=Dataset.from_dict({"text": ["walk"]}), two=Dataset.from_dict({})), "splits \\(one, two\\)"),
     ],
 )
 def test_what_is_no_source_is_said(source, message):
@@ -149,7 +149,7 @@ def test_what_is_no_source_is_said(source, message):
 
 def test_a_folder_without_texts_is_said(tmp_path):
     (tmp_path / "notes.pdf").write_text("walk")
-    with pytest.raises(UsageError, match="holds no file to count"):
+    with pytest.raises(UsageError, match="holds no file to read"):
         read(tmp_path)
 
 

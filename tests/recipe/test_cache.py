@@ -111,7 +111,10 @@ def test_other_rows_words_or_models_are_refused_before_training(given, tmp_path)
         (["--epochs", "0", "--batch-size", "0"], "--epochs 0 is too small: use 1 or more; --batch-size 0 is too small"),
         (["--positions", "some"], "positions='some' is unknown"),
         (["--max-length", "4000"], "max_length=4000 is more than the"),
-        (["--column", "body"], "the dataset has no column 'body' and no 'input_ids', it has ['text']"),
+        (
+            ["--column", "body", "--data", "{given}/rows.jsonl"],
+            "the dataset has no column 'body' and no 'input_ids', it has ['text']",
+        ),
         (["--data", "/missing/texts.txt"], "corpus '/missing/texts.txt' cannot be loaded"),
         (["--tokenizer", "/missing/folder"], "No tokenizer can be loaded from '/missing/folder'"),
         (["--model-dtype", "fp8"], "--model-dtype 'fp8' is unknown"),
@@ -119,7 +122,8 @@ def test_other_rows_words_or_models_are_refused_before_training(given, tmp_path)
     ],
 )
 def test_one_line_and_status_2_for_what_a_user_can_mend(given, tmp_path, capsys, words, said):
-    assert cache(given, tmp_path / "cache", *words) == 2
+    (given / "rows.jsonl").write_text('{"text": "walk"}\n')
+    assert cache(given, tmp_path / "cache", *(word.replace("{given}", str(given)) for word in words)) == 2
     error = capsys.readouterr().err
     line = error.strip().splitlines()[-1]
     assert line.startswith("hf-glmd: ") and said in line and "Traceback" not in error

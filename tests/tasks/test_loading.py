@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
             load_task_data(task, source)
 
     (tmp_path / "empty").mkdir()
-    refused(r"empty' has no task data to read. Known endings: .jsonl, .tsv, .csv", tmp_path / "empty")
+    refused(r"empty' holds no file to read.* Files are .txt .*, .jsonl, .json, .csv, .tsv or .parquet", tmp_path / "empty")
     (tmp_path / "a.jsonl").write_text('{"premise": "p"}\n{"premise": \n')
     refused("line 2 of '.*a.jsonl' is not JSON", tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl").write_text("[1]\n")
@@ -162,5 +162,22 @@ def test_a_data_set_that_is_not_there_is_named(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UsageError, match="task data 'no/such' cannot be loaded: Dataset 'no/such' doesn't exist on the Hub"):
+    with pytest.raises(UsageError, match="task data 'no/such' cannot be loaded: .*Dataset 'no/such' doesn't exist on the Hub"):
         load_task_data(TASKS["cb"], "no/such")
+
+
+def test_missing_labels_and_empty_texts_are_told_from_answers(tmp_path, caplog):
+    task = ClozeTask("mine", "{text} {mask}", {"0": "walk", "1": "talk"})
+    nan = datasets.Dataset.from_dict({"text": ["a", "", "c"], "label": [0.0, float("nan"), 1.0]})
+    nan.to_parquet(str(tmp_path / "train.parquet"))
+    (tmp_path / "val.csv").write_text("text,label\na,0\n,\nc,1\n")
+    (tmp_path / "test.tsv").write_text("text\tlabel\na\t\nc\t\n")
+    data = load_task_data(task, tmp_path)
+    assert [str(label) for label in data["train"]["label"]] == ["0", "None", "1"]
+    assert [str(label) for label in data["validation"]["label"]] == ["0", "None", "1"]
+    assert data["test"].column_names == ["text", "idx"]
+    assert caplog.text.count("1 of 3 examples of task mine have an empty 'text'") == 2
+    nan.save_to_disk(tmp_path / "saved")
+    assert load_task_data(task, tmp_path / "saved")["train"]["label"][:] == data["train"]["label"][:]
+    with pytest.raises(UsageError, match="1 of 3 examples of task mine have no label in column 'label'"):
+        task.check_columns(data["train"], labelled=True)
