@@ -42,6 +42,7 @@ _OPEN: dict[str, Callable[[Path], Any]] = {
 }
 _UNREADABLE = "'{path}' cannot be read ({error}): check that it is whole, of the kind its name says, and open to you."
 _TYPES_AT_ONCE = 10_000
+_JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN: there is nothing, as pandas writes it
 
 
 def kind_of(name: str) -> str | None:
@@ -116,7 +117,7 @@ def checked_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
     for number, row in file_rows(path, column or "text"):
         if checked is None:
             checked = column in row
-        yield row | {column: _text_in(row, column, path, number)} if checked else row
+        yield row | {column: _text_in(row, column, path, number) or None} if checked else row
 
 
 def _text_in(row: dict[str, Any], column: str, path: Path, number: int) -> str:
@@ -197,7 +198,7 @@ def _jsonl(lines: IO[str], path: Path, column: str, *_: Any) -> Iterator[tuple[i
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = _JSON.decode(line)
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"Line {number} of '{path}' is not JSON ({error}): mend or remove it.") from error
             yield number, row if isinstance(row, dict) else _object(row, f"Line {number} of '{path}'", column)
@@ -206,7 +207,7 @@ def _jsonl(lines: IO[str], path: Path, column: str, *_: Any) -> Iterator[tuple[i
 def _json(file: IO[str], path: Path, column: str, *rest: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     content = file.read()
     try:
-        rows = json.loads(content)
+        rows = _JSON.decode(content)
     except (ValueError, RecursionError):
         yield from _jsonl(io.StringIO(content), path, column)
         return

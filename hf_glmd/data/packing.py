@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from hf_glmd.data.files import text_of
+from hf_glmd.data.long_texts import TextCutter
 from hf_glmd.errors import UsageError
+
+logger = logging.get_logger(__name__)
 
 MIN_LENGTH = 3
 """Token ids of the shortest rows that text can be packed into."""
@@ -28,7 +35,8 @@ def pack_blocks(
     """Tokenises a column and packs it into blocks of at most `block_size` token ids.
 
     A block begins with the tokenizer's first special token ([CLS] or <s>, where it has one); texts inside it are separated by
-    its last one ([SEP] or </s>). No token is lost: what is left of a group of 1,000 texts becomes one shorter block.
+    its last one ([SEP] or </s>). No token is lost: what is left of a group of 1,000 texts becomes one shorter block. Rows without
+    text are left out.
 
     Args:
         dataset: has `column` (str); of a stream the blocks are made as they are read.
@@ -45,6 +53,7 @@ def pack_blocks(
     if block_size < MIN_LENGTH:
         raise UsageError(f"block_size={block_size} leaves no room for text. Use {MIN_LENGTH} or more.")
     arguments = {"tokenizer": tokenizer, "block_size": block_size, "column": column, "separate": separate}
+    arguments["as_lists"] = isinstance(dataset, datasets.IterableDataset)  # whose rows go to the collator as they are
     options = {"num_proc": num_proc, "desc": "Packing text into blocks"}
     return _mapped(dataset, _pack, batch_size=1000, fn_kwargs=arguments, **options)
 
@@ -94,50 +103,63 @@ def require_column(dataset: datasets.Dataset, column: str) -> None:
 
 
 def _pack(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, block_size: int, column: str, separate: bool = False
-) -> dict[str, list[list[int]]]:
+    batch: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    column: str,
+    separate: bool = False,
+    as_lists: bool = False,
+) -> dict[str, list[Any]]:
     start, end = boundary_ids(tokenizer)
-    mapped = is_mapped(tokenizer)
-    # A special token that is written out in a text ("[MASK]" in a text about BERT) is plain text there.
-    encoded = tokenizer(
-        batch[column],
-        add_special_tokens=False,
-        split_special_tokens=True,
-        verbose=False,
-        **({"return_original_ids": True} if mapped else {}),
-    )
+    texts = [text for value in batch[column] if (text := text_of(value, lambda: f"a row, column '{column}',"))]
+    if len(texts) < len(batch[column]):
+        logger.warning_once(f"Rows without text in column '{column}' are left out.")
+    encoded = _encoded(texts, tokenizer)
     rows = _blocks(encoded["input_ids"], start, end, block_size, separate)
-    if mapped:  # what the teacher reads
+    if is_mapped(tokenizer):  # what the teacher reads
         original = [tokenizer.vocab_map.to_original(ids) for ids in (start, end)]
         rows[ORIGINAL_IDS] = _blocks(encoded[ORIGINAL_IDS], *original, block_size, separate)["input_ids"]
-    return rows
+    return {name: [row.tolist() for row in column] for name, column in rows.items()} if as_lists else rows
+
+
+def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[array]]:
+    """The ids of each text, a portion of the texts at a time, and those before similar tokens took the place of removed ones."""
+    # A special token that is written out in a text ("[MASK]" in a text about BERT) is plain text there.
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    names, plain = ["input_ids"], tokenizer
+    if is_mapped(tokenizer):
+        names, plain = ["input_ids", ORIGINAL_IDS], tokenizer.original
+    encoded = {name: [array("q") for _ in texts] for name in names}
+    cutter = TextCutter(plain.backend_tokenizer, lambda text: plain(text, **options).encodings[0])
+    more = {"return_original_ids": True} if is_mapped(tokenizer) else {}
+    for portion in cutter.portions(texts):
+        found = tokenizer([piece for _, piece in portion], **options, **more)
+        for place, (number, _) in enumerate(portion):
+            for name in names:
+                encoded[name][number].extend(found[name][place])
+    return encoded
 
 
 def _blocks(
-    texts: list[list[int]], start: list[int], end: list[int], block_size: int, separate: bool
-) -> dict[str, list[list[int]]]:
-    stream: list[int] = []
+    texts: Sequence[array], start: list[int], end: list[int], block_size: int, separate: bool
+) -> dict[str, list[np.ndarray]]:
     if separate:
-        places: list[int] = []
-        for ids in texts:
-            stream += start + ids + end
-            places += range(len(start) + len(ids) + len(end))
-        blocks = range(0, len(stream), block_size)
-        return {
-            "input_ids": [stream[i : i + block_size] for i in blocks],
-            "position_ids": [_from_zero(places[i : i + block_size]) for i in blocks],
-        }
-    for ids in texts:
-        stream += ids + end
-    room = block_size - len(start)
-    return {"input_ids": [start + stream[i : i + room] for i in range(0, len(stream), room)]}
+        rows = [np.concatenate([start, ids, end]).astype(np.int64) for ids in texts]
+        places = _cut([np.arange(len(row)) for row in rows], block_size)
+        return {"input_ids": _cut(rows, block_size), "position_ids": [_from_zero(block) for block in places]}
+    stream = [np.array(ids, dtype=np.int64) for text in texts for ids in (text, end)]
+    return {"input_ids": [np.append(np.array(start, dtype=np.int64), block) for block in _cut(stream, block_size - len(start))]}
 
 
-def _from_zero(places: list[int]) -> list[int]:
+def _cut(parts: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    stream = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    return [stream[i : i + size] for i in range(0, len(stream), size)]
+
+
+def _from_zero(places: np.ndarray) -> np.ndarray:
     """A text that goes on from the block before counts from 0 again: what it began with cannot be seen from here."""
-    first = places[0]
-    others = next((i for i, place in enumerate(places) if place != first + i), len(places))
-    return [*range(others), *places[others:]]
+    before = np.cumprod(np.append(True, np.diff(places) == 1)).astype(bool)
+    return np.where(before, places - places[0], places)
 
 
 def boundary_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

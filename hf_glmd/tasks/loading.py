@@ -95,8 +95,8 @@ def _read(file: Path, task: ClozeTask) -> datasets.Dataset:
 def examples_of(part: datasets.Dataset, task: ClozeTask) -> datasets.Dataset:
     """Rows with the columns and the labels that the task reads; says how many have an empty text."""
     for name in set(task.columns) & set(part.column_names):
-        if empty := sum(value == "" for value in part[name][:]):
-            logger.warning("%d of %d examples of task %s have an empty '%s'.", empty, len(part), task.name, name)
+        if empty := sum(value in (None, "") for value in part[name][:]):
+            logger.warning("%d of %d examples of task %s have nothing in column '%s'.", empty, len(part), task.name, name)
     return task.prepared(_with_labels(part, task))
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_glmd.data.collators import ROW_COLUMNS
 from hf_glmd.data.packing import is_mapped, pack_blocks, pair_rows, require_column
+from hf_glmd.data.sources import load_rows, with_text
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
 
@@ -56,19 +57,29 @@ def token_rows(
     if {"messages"} <= set(columns) or {"prompt", "completion"} <= set(columns):
         with PartialState().local_main_process_first():
             return chat_rows(dataset, tokenizer, length, columns)
-    wanted = [args.text_column, *([] if args.target_column is None else [args.target_column])]
+    wanted = [name for name in (args.text_column, args.target_column) if name is not None]
     for name in wanted:
         if name not in columns or not hasattr(dataset, "map"):
             raise UsageError(
                 f"the dataset has no column '{name}' and no 'input_ids', it has {columns}. Name the column that holds text as "
                 f"{'text_column' if name == args.text_column else 'target_column'}."
             )
+    for name in (*wanted, *([args.pair_column] if classes and args.pair_column else [])):
+        dataset = with_text(dataset, name)
     with PartialState().local_main_process_first():  # the others read what the first one cached
         if classes:
             return class_rows(dataset, tokenizer, length, args.text_column, args.pair_column)
         if args.target_column is not None:
             return pair_rows(dataset, tokenizer, length, args.text_column, args.target_column)
         return pack_blocks(dataset, tokenizer, length, column=args.text_column, separate=args.separate_documents)
+
+
+def loaded_rows(source: Any, column: str) -> Any:
+    """The data a trainer is given as a data set, see `load_rows`; several by name stay several."""
+    if isinstance(source, Mapping) and not isinstance(source, datasets.DatasetDict):
+        return {name: loaded_rows(part, column) for name, part in source.items()}
+    with PartialState().local_main_process_first():  # the others read what the first one cached
+        return load_rows(source, column)
 
 
 def check_width(longest: int, limit: int) -> None:

@@ -26,7 +26,15 @@ from hf_glmd.teachers.vocabularies import check_same_words, tokenizer_of
 from hf_glmd.training.arguments import as_student, as_tokenizer, check_arguments
 from hf_glmd.training.callbacks import MaskEpoch, masks_of_epoch
 from hf_glmd.training.config import GLMDConfig
-from hf_glmd.training.datasets import check_ids, check_width, has_completions, is_stream, readable, row_length
+from hf_glmd.training.datasets import (
+    check_ids,
+    check_width,
+    has_completions,
+    is_stream,
+    loaded_rows,
+    readable,
+    row_length,
+)
 from hf_glmd.training.hub import PublishingTrainer
 from hf_glmd.training.objectives.kinds import objective_for
 from hf_glmd.vocab.vocab_map import VocabMap
@@ -57,8 +65,9 @@ class GLMDTrainer(PublishingTrainer):
             the student.
         args: a `GLMDConfig`.
         train_dataset, eval_dataset: rows of `input_ids` in the student's ids, or of text (`args.text_column`), which is then
-            packed into blocks. For `soft_label`: cloze rows, as `ClozeTask.encode` makes them; or, of two classifiers, rows of
-            `input_ids`, or of text (`args.text_column`, `args.pair_column`). Other columns are ignored.
+            packed into blocks: a data set, or whatever else `VocabShrinker.count` takes, such as a path or a list of texts. For
+            `soft_label`: cloze rows, as `ClozeTask.encode` makes them; or, of two classifiers, rows of `input_ids`, or of text
+            (`args.text_column`, `args.pair_column`). Other columns are ignored.
         processing_class: the student's tokenizer.
         vocab_map: the student's vocabulary, as cut from the teacher's. None: both share one.
         data_collator: default: `WordPredictionCollator`, `CandidateCollator` or, of classifiers, `ClassCollator`.
@@ -105,6 +114,9 @@ class GLMDTrainer(PublishingTrainer):
             self.objective.check_metrics()
         self.student_sizes, self.teacher_sizes = Sizes.of(model), [Sizes.of(one) for one in self.teacher.models]
         self.pipeline_tag = pipeline_tag_of(model)
+        train_dataset = loaded_rows(train_dataset, args.text_column)
+        # Of a DatasetDict all splits are evaluated, as of any other dict.
+        eval_dataset = loaded_rows(dict(eval_dataset) if isinstance(eval_dataset, dict) else eval_dataset, args.text_column)
         if data_collator is None and args.positions == "all" and has_completions(train_dataset):
             args.positions = "labels"  # as trl: prompts are read, completions are learnt
         if data_collator is None:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import distributed
 from tqdm.auto import tqdm
 
+from hf_glmd.data.long_texts import PORTION_CHARACTERS, TextCutter
 from hf_glmd.data.sources import describe, read_texts, say_empty
 from hf_glmd.errors import UsageError
 
@@ -36,7 +37,7 @@ SAMPLE_CHARACTERS = 4_096
 """A remembered text is cut to this many characters, so that the memory stays bounded whatever the corpus."""
 
 BATCH_TEXTS = 10_000
-BATCH_CHARACTERS = 2**21
+BATCH_CHARACTERS = PORTION_CHARACTERS
 """A batch is closed at this many texts or characters: some 100 MB while it is tokenized, and enough to keep many cores busy."""
 
 _FORMAT = "hf_glmd.counts"
@@ -233,8 +234,8 @@ def count_corpus(
 ) -> TokenCounts:
     """How often each token occurs in `source`, without the special tokens a tokenizer adds around a text.
 
-    Tokenizes with all cores (unless TOKENIZERS_PARALLELISM=false) and in constant memory, but for what the longest text needs: a
-    text is handed to the tokenizer whole, for cut anywhere it might be split into other tokens.
+    Tokenizes with all cores (unless TOKENIZERS_PARALLELISM=false) and in constant memory, beside the longest text itself: texts
+    of more than a million characters are cut where that changes no token, see `TextCutter`.
 
     Under several processes each reads the source, tokenizes every world-size-th batch, and the counts are added up over all of
     them: the result is that of one process, on every process.
@@ -261,18 +262,21 @@ def count_corpus(
     counts = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
     bar = tqdm(total=total, unit=" texts", desc="Counting tokens", disable=not progress or rank != 0)
 
-    def own_batches() -> Iterator[tuple[int, list[str]]]:
+    cutter = TextCutter(backend, lambda text: backend.encode(text, add_special_tokens=False))
+
+    def own_portions() -> Iterator[list[tuple[int, str]]]:
         for number, batch in enumerate(text_batches(texts, batch_size)):
-            if number % world_size == rank:
-                yield counts.rows, batch
+            first = counts.rows
             counts.rows += len(batch)
             bar.update(len(batch))
+            if number % world_size == rank:
+                counts.texts += len(batch) - batch.count("")
+                _add_to_sample(counts.sample, batch, first, float(weight))
+                yield from ([(first + row, text) for row, text in portion] for portion in cutter.portions(batch))
 
     with bar, untrimmed(backend):
-        for first, batch, ids in _tokenized(backend, own_batches()):
+        for ids in _tokenized(backend, own_portions()):
             counts.values += np.bincount(ids, minlength=counts.values.size)
-            counts.texts += len(batch) - batch.count("")
-            _add_to_sample(counts.sample, batch, first, float(weight))
     counts.sample = _lowest(counts.sample)
     if world_size > 1:
         counts = _sum_over_processes(counts)
@@ -302,27 +306,27 @@ def text_batches(texts: Iterable[str | None], batch_size: int = BATCH_TEXTS) -> 
         yield batch
 
 
-def _tokenized(backend: Tokenizer, batches: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str], np.ndarray]]:
-    """Adds to each batch the ids of all its texts, int64.
+def _tokenized(backend: Tokenizer, portions: Iterator[list[tuple[int, str]]]) -> Iterator[np.ndarray]:
+    """The ids of all texts of each portion, int64.
 
-    The tokenizer works on the next batch in the background, for which it needs no Python, while this one is made an array and
-    counted. More than one batch ahead brings nothing but memory: a batch keeps all cores busy.
+    The tokenizer works on the next portion in the background, for which it needs no Python, while this one is made an array and
+    counted. More than one portion ahead brings nothing but memory: a portion keeps all cores busy.
     """
-    ahead: deque[tuple[int, list[str], Future[list[Any]]]] = deque()
+    ahead: deque[Future[list[Any]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as background:
-        for first, batch in batches:
-            ahead.append((first, batch, background.submit(_encode, backend, batch, first)))
+        for portion in portions:
+            ahead.append(background.submit(_encode, backend, portion))
             if len(ahead) > 1:
-                yield _with_ids(*ahead.popleft())
+                yield _ids(ahead.popleft())
         while ahead:
-            yield _with_ids(*ahead.popleft())
+            yield _ids(ahead.popleft())
 
 
-def _encode(backend: Tokenizer, batch: list[str], first: int) -> list[Any]:
+def _encode(backend: Tokenizer, portion: list[tuple[int, str]]) -> list[Any]:
     try:
-        return backend.encode_batch_fast(batch, add_special_tokens=False)
+        return backend.encode_batch_fast([text for _, text in portion], add_special_tokens=False)
     except TypeError:
-        for number, text in enumerate(batch, start=first):
+        for number, text in portion:
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
@@ -330,11 +334,11 @@ def _encode(backend: Tokenizer, batch: list[str], first: int) -> list[Any]:
         raise
 
 
-def _with_ids(first: int, batch: list[str], encoded: Future[list[Any]]) -> tuple[int, list[str], np.ndarray]:
+def _ids(encoded: Future[list[Any]]) -> np.ndarray:
     ids = array("q")  # takes the lists that `Encoding.ids` makes at twice the speed of numpy
     for encoding in encoded.result():
         ids.extend(encoding.ids)
-    return first, batch, np.frombuffer(ids, dtype=np.int64)
+    return np.frombuffer(ids, dtype=np.int64)
 
 
 def _weighted(values: np.ndarray, weight: float) -> np.ndarray:

@@ -176,7 +176,7 @@ def test_missing_labels_and_empty_texts_are_told_from_answers(tmp_path, caplog):
     assert [str(label) for label in data["train"]["label"]] == ["0", "None", "1"]
     assert [str(label) for label in data["validation"]["label"]] == ["0", "None", "1"]
     assert data["test"].column_names == ["text", "idx"]
-    assert caplog.text.count("1 of 3 examples of task mine have an empty 'text'") == 2
+    assert caplog.text.count("1 of 3 examples of task mine have nothing in column 'text'") == 2
     nan.save_to_disk(tmp_path / "saved")
     assert load_task_data(task, tmp_path / "saved")["train"]["label"][:] == data["train"]["label"][:]
     with pytest.raises(UsageError, match="1 of 3 examples of task mine have no label in column 'label'"):
