@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
 import glob
-import gzip
 import io
 import itertools
 import json
@@ -14,7 +12,6 @@ import lzma
 import math
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -34,12 +31,7 @@ KNOWN = ".txt (one text per line), .jsonl, .json, .csv, .tsv or .parquet, each a
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 """What files and data sets call a split -> what it is called here. Any other name stays."""
 
-_OPEN: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    ".zst": lambda path: io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd")),
-}
+_COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zstd"}
 _UNREADABLE = "'{path}' cannot be read ({error}): check that it is whole, of the kind its name says, and open to you."
 _TYPES_AT_ONCE = 10_000
 _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN: there is nothing, as pandas writes it
@@ -48,7 +40,7 @@ _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN: there is noth
 def kind_of(name: str) -> str | None:
     """.txt, .jsonl, .json, .csv, .tsv or .parquet; None for a file that cannot be read."""
     stem, suffix = os.path.splitext(name.lower())
-    suffix = os.path.splitext(stem)[1] if suffix in _OPEN else suffix
+    suffix = os.path.splitext(stem)[1] if suffix in _COMPRESSIONS else suffix
     return suffix if suffix in _READERS else None
 
 
@@ -87,11 +79,11 @@ def split_of(path: Path) -> str:
     return SPLIT_NAMES.get(stem, stem)
 
 
-def text_of(value: Any, where: Callable[[], str]) -> str:
+def text_of(value: Any, where: str) -> str:
     """The text that a row holds; "" for null and NaN.
 
     Args:
-        where: names the row.
+        where: which row, for the message.
     Raises: UsageError, it is something else.
     """
     if isinstance(value, str):
@@ -99,33 +91,35 @@ def text_of(value: Any, where: Callable[[], str]) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     raise UsageError(
-        f"{where()} is of type {type(value).__name__} ({str(value)[:40]}), not a text: make it a string or null, or name the "
+        f"{where} is of type {type(value).__name__} ({str(value)[:40]}), not a text: make it a string or null, or name the "
         "column that holds the text."
     )
 
 
 def file_texts(path: Path, column: str) -> Iterator[str]:
-    """The texts of a file. Raises: UsageError, a row lacks the column or holds something else there."""
-    for number, row in file_rows(path, column, only_column=True):
-        text = row.get(column)
-        yield text if isinstance(text, str) else _text_in(row, column, path, number)
+    """The texts of a file, "" where there is none. Raises: UsageError, a row lacks the column or holds something else there."""
+    return (row[column] or "" for row in checked_rows(path, column, required=True))
 
 
-def checked_rows(path: Path, column: str | None) -> Iterator[dict[str, Any]]:
-    """The rows of a file; if the first one has the text column, all have it, with a text in it."""
-    checked = None
-    for number, row in file_rows(path, column or "text"):
-        if checked is None:
-            checked = column in row
-        yield row | {column: _text_in(row, column, path, number) or None} if checked else row
+def checked_rows(path: Path, column: str | None, required: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of a file. From the first on that has the text column all must have it, with a text in it; null where it is empty.
+
+    Args:
+        required: the first row must have it, too, and no other column need be read.
+    Raises: UsageError, one has not.
+    """
+    for number, row in file_rows(path, column or "text", only_column=required):
+        required = required or column in row
+        if required:
+            text = row.get(column)
+            row[column] = (text if isinstance(text, str) else _text_in(row, column, path, number)) or None
+        yield row
 
 
 def _text_in(row: dict[str, Any], column: str, path: Path, number: int) -> str:
-    def where() -> str:
-        return f"{'Row' if kind_of(path.name) in ('.json', '.parquet') else 'Line'} {number} of '{path}'"
-
+    where = f"{'Row' if kind_of(path.name) in ('.json', '.parquet') else 'Line'} {number} of '{path}'"
     if column not in row:
-        raise UsageError(f"{where()} has no field '{column}'. {nearest(column, map(str, row))}")
+        raise UsageError(f"{where} has no field '{column}'. {nearest(column, map(str, row))}")
     return text_of(row[column], where)
 
 
@@ -171,12 +165,15 @@ def file_rows(
         raise UsageError(
             f"'{path}' cannot be read as UTF-8 text (line {number}: {error}): convert it to UTF-8, e.g. with iconv."
         ) from error
-    except (EOFError, OSError, pyarrow.ArrowException, lzma.LZMAError, zlib.error, csv.Error) as error:
+    except (EOFError, OSError, pyarrow.ArrowException, lzma.LZMAError, csv.Error) as error:
         raise UsageError(_UNREADABLE.format(path=path, error=error)) from error
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return _OPEN.get(path.suffix.lower(), lambda path: path.open("rb"))(path)
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    if compression == "xz":
+        return lzma.open(path)
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression)) if compression else path.open("rb")
 
 
 def _undecodable(path: Path) -> tuple[int, UnicodeDecodeError] | None:
@@ -261,7 +258,7 @@ def _tsv(lines: IO[str], path: Path, column: str, headerless: Sequence[str], *_:
 def _parquet(
     file: IO[bytes], path: Path, column: str, headerless: Sequence[str], only_column: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    packed = path.suffix.lower() in _OPEN
+    packed = path.suffix.lower() in _COMPRESSIONS
     with parquet.ParquetFile(pyarrow.BufferReader(file.read()) if packed else path) as table:
         names = [column] if only_column else None
         if only_column and column not in table.schema_arrow.names:

@@ -111,7 +111,7 @@ def _pack(
     as_lists: bool = False,
 ) -> dict[str, list[Any]]:
     start, end = boundary_ids(tokenizer)
-    texts = [text for value in batch[column] if (text := text_of(value, lambda: f"a row, column '{column}',"))]
+    texts = [text for value in batch[column] if (text := text_of(value, f"A row, column '{column}',"))]
     if len(texts) < len(batch[column]):
         logger.warning_once(f"Rows without text in column '{column}' are left out.")
     encoded = _encoded(texts, tokenizer)

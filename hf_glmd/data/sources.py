@@ -101,6 +101,8 @@ def load_splits(
         found = {SPLIT_NAMES.get(split, split): part for split, part in found.items()}
         if column is not None:
             found = {split: with_text(part, column, f"'{name}'") for split, part in found.items()}
+        if not any(map(len, found.values())):
+            raise UsageError(f"'{name}' is empty: it has no row with a text. Give one with texts.")
     import datasets
 
     return datasets.DatasetDict(found)
@@ -162,7 +164,7 @@ def named(what: str, name: str) -> Iterator[None]:
 
 def _checked(values: Iterable[Any], name: str) -> Iterator[str]:
     for number, value in enumerate(values):
-        yield value if isinstance(value, str) else text_of(value, lambda: f"Row {number}{name}")  # noqa: B023 - called at once
+        yield value if isinstance(value, str) else text_of(value, f"Row {number}{name}")
 
 
 def _train_of(splits: Mapping[Any, Any]) -> Any:
@@ -232,10 +234,12 @@ def _loaded(name: str, config: str | None = None, stream: bool = False) -> Any:
         else:
             found = datasets.load_dataset(path, config or named or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if "/" in path and os.path.isdir(os.path.dirname(path)) and not os.path.exists(path):
+            raise UsageError(f"There is no file or folder '{path}': check the path.") from None
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
         raise UsageError(
             f"'{name}' is no file or folder, and no data set that can be loaded ({reason}): check the path, or the name, "
-            "config and split ('name:config:split'). In Python, a text itself: give it in a list."
+            "config and split ('name:config:split')."
         ) from error
     return _one_of(found, split, path)
 
@@ -257,9 +261,10 @@ def _from_files(files: list[Path], column: str | None) -> dict[str, Any]:
 def _dataset(files: list[Path], column: str | None) -> Any:
     import datasets
 
+    name, files = files[0], [file for file in files if any(True for _ in file_rows(file))]
+    if not files:
+        raise UsageError(f"'{name}' is empty. Give a file with texts.")
     schema = pyarrow.unify_schemas([file_schema(file, column) for file in files], promote_options="permissive")
-    if not any(any(True for _ in file_rows(file)) for file in files):
-        raise UsageError(f"'{files[0]}' is empty. Give a file with texts.")
     # Size and time are part of the name under which `datasets` keeps the rows: a file that has changed is read again.
     stamps = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     features = datasets.Features.from_arrow_schema(schema)

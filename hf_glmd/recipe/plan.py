@@ -49,7 +49,7 @@ def print_plan(recipe: Recipe) -> None:
         except UsageError as error:
             if not _is_unreachable(error):
                 raise
-            notes.append(f"{what} '{name}': on the Hub, which cannot be reached from here")
+            notes.append(f"{what} '{name}': not found here, and the Hub cannot be reached")
     for name in STAGES:
         if getattr(recipe, name) is not None:
             plan.append((name, _stage_in_words(run.stages.arguments(name))))

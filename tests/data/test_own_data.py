@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 
+import datasets
 import pyarrow
 import pytest
 import training_helpers
@@ -17,6 +18,7 @@ from hf_glmd.data.sources import load_splits, read_texts
 from hf_glmd.evaluation.checkpoint import EvaluateOptions, _texts
 from hf_glmd.shrinking.checkpoint import ShrinkOptions, _counted
 from hf_glmd.shrinking.shrinker import VocabShrinker
+from hf_glmd.tasks.catalogue import TASKS
 from hf_glmd.tasks.loading import load_task_data
 
 TEXTS = ["walk", "talk about it", "NA", "Zürich 走 🙂", "null", 'he said "no", 1', "2020-01-01", "nan", "007", "last " * 9]
@@ -30,8 +32,9 @@ COUNTED = VocabShrinker(training_helpers.TOKENIZER).count(TEXTS, progress=False)
 def shrink(source, column):
     """`hf-glmd shrink --corpus`: its counts are those of the texts."""
     options = ShrinkOptions(model="m", output="o", corpus=[str(source)], column=column)
+    counts = _counted(options, training_helpers.TOKENIZER, False).counts.tolist()
     texts = [text for text in read_texts(str(source), column)[0] if text]
-    assert sorted(texts) != sorted(TEXTS) or _counted(options, training_helpers.TOKENIZER, False).counts.tolist() == COUNTED
+    assert counts == VocabShrinker(training_helpers.TOKENIZER).count(texts, progress=False).counts.tolist()
     return texts
 
 
@@ -217,6 +220,9 @@ REFUSED = {
         "'.*a.jsonl.gz' cannot be read",
     ),
     "cut short, zst": (lambda folder: write(folder / "a.tsv.zst", zst(TSV.encode())[:-9]), "'.*a.tsv.zst' cannot be read"),
+    "empty": (lambda folder: write(folder / "a.txt", ""), "o token|no text|a.txt' is empty"),
+    "blank": (lambda folder: write(folder / "a.jsonl", "\n\n"), "o token|no text|a.jsonl' is empty"),
+    "header alone": (lambda folder: write(folder / "a.csv", "text,number\n"), "o token|no text|a.csv' is empty"),
     "no parquet": (lambda folder: write(folder / "a.parquet", "text"), "'.*a.parquet' cannot be read"),
 }
 NO_TEXT = {
@@ -262,6 +268,27 @@ def test_a_missing_column_is_named_with_the_nearest(name, tmp_path):
             command(tmp_path / name, "text")
     with pytest.raises(UsageError, match=r"no column 'text' and no 'input_ids', it has \['texts'\]"):
         train(tmp_path / name, "text")
+
+
+@pytest.mark.parametrize("value", ["null", '""'])
+def test_a_corpus_without_any_text_is_refused(value, tmp_path):
+    source = write(tmp_path / "a.jsonl", f'{{"text": {value}}}\n' * 50)
+    for command in (shrink, evaluate, cache, distill, train):
+        with pytest.raises(UsageError, match="holds no token|holds no text|a.jsonl' is empty: it has no row with a text"):
+            command(source, "text")
+
+
+@pytest.mark.parametrize("read", [read_texts, load_splits, lambda name: load_task_data(TASKS["cb"], name)])
+def test_a_missing_path_is_not_called_a_data_set_on_the_hub(read, tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach 'data/none' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match="here is no file or folder 'data/none': check the path") as error:
+        read("data/none")
+    assert "Hub" not in str(error.value)
 
 
 def test_rows_without_text_are_counted_and_said(tmp_path, caplog):
