@@ -65,15 +65,13 @@ def read_texts(source: Any, column: str = "text") -> tuple[Iterator[str], int | 
     if paths is not None:
         return itertools.chain.from_iterable(file_texts(path, column) for path in paths), None
     total = len(source) if hasattr(source, "__len__") else None
-    # A data frame is iterable, but over the names of its columns.
-    if not isinstance(source, Iterable) or isinstance(source, (bytes, bytearray)) or hasattr(source, "columns"):
-        raise UsageError(f"Cannot count {type(source).__name__}: give texts, a data set, or {KNOWN} files.")
+    _refuse_others(source)
     if hasattr(source, "column_names") and hasattr(source, "iter"):  # datasets.Dataset and IterableDataset
         values: Iterator[Any] = _dataset_rows(source, column)
     elif hasattr(source, "column_name") and total is not None:  # dataset["text"]: one by one it takes twenty times as long
         values = (value for start in range(0, total, READ_ROWS) for value in source[start : start + READ_ROWS])
     else:
-        values = (_field(row, column) for row in source)
+        values = (_field(row, column, number) for number, row in enumerate(source))
     return _checked(values, name), total
 
 
@@ -111,9 +109,10 @@ def load_splits(
 def load_rows(source: Any, column: str = "text") -> Any:
     """A data set of whatever `read_texts` takes, for training: with its length and all columns, but for streams.
 
-    What is a data set already, of `datasets` or of torch, stays as it is.
+    What is a data set already, of `datasets` or of torch, stays as it is. An iterator is read to its end.
     """
     import datasets
+    from torch.utils.data import Dataset
 
     if isinstance(source, datasets.DatasetDict):
         return _train_of(source)
@@ -121,12 +120,15 @@ def load_rows(source: Any, column: str = "text") -> Any:
         return _train_of(load_splits(source, column=column))
     if (paths := _paths(source)) is not None:
         return with_text(_dataset(paths, column), column, "the files")
-    if not isinstance(source, (list, tuple, Iterator)):
+    if source is None or hasattr(source, "column_names") or isinstance(source, Dataset) or not hasattr(source, "__iter__"):
         return source
+    _refuse_others(source)
     rows = list(source)
-    if rows and isinstance(rows[0], Mapping):
-        return datasets.Dataset.from_list(rows) if column in rows[0] else source if isinstance(source, list) else rows
-    return datasets.Dataset.from_dict({column: list(read_texts(rows, column)[0])})
+    if rows and isinstance(rows[0], Mapping) and column not in rows[0]:  # of token ids
+        return rows
+    texts = list(read_texts(rows, column)[0])
+    rows = [row if isinstance(row, Mapping) else {} for row in rows]
+    return datasets.Dataset.from_list([{**row, column: text} for row, text in zip(rows, texts, strict=True)])
 
 
 def with_text(data: Any, column: str, name: str = "the data set") -> Any:
@@ -174,12 +176,16 @@ def _train_of(splits: Mapping[Any, Any]) -> Any:
     return splits.get("train", next(iter(splits.values())))
 
 
-def _field(row: Any, column: str) -> Any:
-    if not isinstance(row, Mapping):
-        return row
-    if column not in row:
-        raise UsageError(f"A row has no field '{column}'. {nearest(column, map(str, row))}")
-    return row[column]
+def _refuse_others(source: Any) -> None:
+    # A data frame is iterable, but over the names of its columns.
+    if not isinstance(source, Iterable) or isinstance(source, (bytes, bytearray)) or hasattr(source, "columns"):
+        raise UsageError(f"Cannot count {type(source).__name__}: give texts, a data set, or {KNOWN} files.")
+
+
+def _field(row: Any, column: str, number: int) -> Any:
+    if isinstance(row, Mapping) and column not in row:
+        raise UsageError(f"Row {number} has no field '{column}'. {nearest(column, map(str, row))}")
+    return row[column] if isinstance(row, Mapping) else row
 
 
 def _dataset_rows(data: Any, column: str) -> Iterator[Any]:

@@ -173,6 +173,8 @@ IN_PYTHON = {
     "list with holes": lambda: [None, *TEXTS, ""],
     "generator": lambda: (text for text in TEXTS),
     "rows": lambda: list(ROWS),
+    "keys": lambda: dict.fromkeys(TEXTS).keys(),
+    "column": lambda: Dataset.from_list(ROWS)["text"],
     "generator of rows": lambda: iter(ROWS),
     "Dataset": lambda: Dataset.from_list(ROWS),
     "DatasetDict": lambda: DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:3])),
@@ -181,10 +183,30 @@ IN_PYTHON = {
 
 
 @pytest.mark.parametrize("variant", IN_PYTHON)
-def test_what_can_be_counted_can_be_trained_on(variant):
+def test_what_can_be_counted_can_be_trained_on(variant, caplog):
     counted = VocabShrinker(training_helpers.TOKENIZER).count(IN_PYTHON[variant](), progress=False)
     assert counted.counts.tolist() == COUNTED
+    caplog.clear()
     train(IN_PYTHON[variant](), "text")
+    assert ("2 of 42 rows of the data set have no text and are left out" in caplog.text) == (variant == "list with holes")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["walk", 5], r"Row 1 is of type int \(5\), not a text"),
+        ([{"text": "walk"}, {"text": 5}], r"Row 1 is of type int \(5\), not a text"),
+        ([{"text": "walk"}, {"texts": "talk"}], "Row 1 has no field 'text'. Did you mean 'texts'"),
+        (Dataset.from_list([{"text": ["walk"]}]), r"Row 0.* is of type list \(\['walk'\]\), not a text"),
+        (Dataset.from_list(ROWS).to_pandas(), "Cannot count DataFrame"),
+        (DatasetDict(one=Dataset.from_list(ROWS), two=Dataset.from_list(ROWS)), r"several splits \(one, two\)"),
+    ],
+)
+def test_what_cannot_be_counted_cannot_be_trained_on(data, message):
+    with pytest.raises(UsageError, match=message):
+        VocabShrinker(training_helpers.TOKENIZER).count(data, progress=False)
+    with pytest.raises(UsageError, match=message):
+        train(data, "text")
 
 
 def test_a_stream_is_counted_and_trained_on_as_it_is_read(tmp_path):
