@@ -41,10 +41,10 @@ def test_the_pieces_have_the_tokens_of_the_text(kind, text, caplog):
     assert ids == tokenizer.encode(LONG[text], add_special_tokens=False).ids and not caplog.text
 
 
-@pytest.mark.parametrize("text", ["a" * 1000, "a a a a " * 125])
+@pytest.mark.parametrize("text", ["a" * 1000, "a a a a " * 125, "b b b b " * 125])
 def test_a_cut_that_may_change_tokens_is_said(text, caplog):
     """A token goes on behind a space within it, and there are no words that would keep it from doing so."""
-    tokenizer = Tokenizer(models.BPE({"a": 0, " ": 1, "a ": 2, "a a": 3}, [("a", " "), ("a ", "a")]))
+    tokenizer = Tokenizer(models.BPE({"a": 0, " ": 1, "a ": 2, "a a": 3, "b": 4}, [("a", " "), ("a ", "a")]))
     pieces = list(cutter(tokenizer).pieces(text))
     assert "".join(pieces) == text and max(map(len, pieces)) <= 100
     assert f"text of 1,000 characters is cut in {len(pieces) - 1} places where its tokens may differ" in caplog.text
