@@ -91,9 +91,11 @@ def load_splits(
     """
     name = os.fspath(name)
     with named(what, name):
-        path, _, split = _parts(name)
+        path, config_named, split = _parts(name)
         if names_a_dataset(path):
             found = _loaded(name, config)
+        elif (config or config_named or "default") != "default":
+            raise UsageError(f"'{path}' holds files, which have no configuration '{config or config_named}'. Leave it out.")
         else:
             found = _one_of(_from_files(files_of(path), column), split, path)
         found = {SPLIT_NAMES.get(split, split): part for split, part in found.items()}

@@ -338,6 +338,22 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert cache(source, "text") == ["walk", "talk"]
 
 
+def test_one_split_is_named_behind_the_path(tmp_path):
+    source = shards(tmp_path, ("train", "val"))
+    for named, texts in (("::train", TEXTS[:25]), (":default:validation", TEXTS[25:])):
+        assert cache(f"{source}{named}", "text") == texts
+    whole = saved(tmp_path, load_splits(source))
+    assert (
+        cache(f"{tmp_path / 'saved'}::validation", "text") == evaluate(f"{tmp_path / 'saved'}::validation", "text") == TEXTS[25:]
+    )
+    with pytest.raises(UsageError, match=r"has the splits \['train', 'validation'\], not 'test'. Name one of them"):
+        cache(f"{source}::test", "text")
+    with pytest.raises(UsageError, match="holds files, which have no configuration 'de'. Leave it out"):
+        cache(f"{source}:de", "text")
+    with pytest.raises(UsageError, match="holds files, which have no configuration 'de'. Leave it out"):
+        load_corpus(str(source), config="de")
+
+
 def test_a_column_that_begins_with_nulls_or_changes_its_type(tmp_path):
     rows = [{"text": "walk", "label": None if number < 2500 else "a"} for number in range(2600)]
     source = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
