@@ -208,7 +208,7 @@ def _require_column(column: str, columns: Iterable[str]) -> None:
 
 def _is_saved(folder: str) -> bool:
     """Whether `save_to_disk` of a data set wrote it."""
-    return any(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_dict.json", "dataset_info.json"))
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_dict.json", "state.json"))
 
 
 def _parts(name: str) -> tuple[str, str, str]:

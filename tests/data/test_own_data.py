@@ -343,9 +343,7 @@ def test_one_split_is_named_behind_the_path(tmp_path):
     for named, texts in (("::train", TEXTS[:25]), (":default:validation", TEXTS[25:])):
         assert cache(f"{source}{named}", "text") == texts
     whole = saved(tmp_path, load_splits(source))
-    assert (
-        cache(f"{tmp_path / 'saved'}::validation", "text") == evaluate(f"{tmp_path / 'saved'}::validation", "text") == TEXTS[25:]
-    )
+    assert cache(f"{whole}::validation", "text") == evaluate(f"{whole}::validation", "text") == TEXTS[25:]
     with pytest.raises(UsageError, match=r"has the splits \['train', 'validation'\], not 'test'. Name one of them"):
         cache(f"{source}::test", "text")
     with pytest.raises(UsageError, match="holds files, which have no configuration 'de'. Leave it out"):
