@@ -32,7 +32,6 @@ SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 """What files and data sets call a split -> what it is called here. Any other name stays."""
 
 _COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".bz2": "bz2", ".zst": "zstd"}
-_UNREADABLE = "'{path}' cannot be read ({error}): check that it is whole, of the kind its name says, and open to you."
 _TYPES_AT_ONCE = 10_000
 _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN: there is nothing, as pandas writes it
 
@@ -94,11 +93,6 @@ def text_of(value: Any, where: str) -> str:
         f"{where} is of type {type(value).__name__} ({str(value)[:40]}), not a text: make it a string or null, or name the "
         "column that holds the text."
     )
-
-
-def file_texts(path: Path, column: str) -> Iterator[str]:
-    """The texts of a file, "" where there is none. Raises: UsageError, a row lacks the column or holds something else there."""
-    return (row[column] or "" for row in checked_rows(path, column, required=True))
 
 
 def checked_rows(path: Path, column: str | None, required: bool = False) -> Iterator[dict[str, Any]]:
@@ -166,7 +160,8 @@ def file_rows(
             f"'{path}' cannot be read as UTF-8 text (line {number}: {error}): convert it to UTF-8, e.g. with iconv."
         ) from error
     except (EOFError, OSError, pyarrow.ArrowException, lzma.LZMAError, csv.Error) as error:
-        raise UsageError(_UNREADABLE.format(path=path, error=error)) from error
+        why = "check that it is whole, of the kind its name says, and open to you"
+        raise UsageError(f"'{path}' cannot be read ({error}): {why}.") from error
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -55,7 +55,7 @@ def pack_blocks(
     arguments = {"tokenizer": tokenizer, "block_size": block_size, "column": column, "separate": separate}
     arguments["as_lists"] = isinstance(dataset, datasets.IterableDataset)  # whose rows go to the collator as they are
     options = {"num_proc": num_proc, "desc": "Packing text into blocks"}
-    return _mapped(dataset, _pack, batch_size=1000, fn_kwargs=arguments, **options)
+    return mapped_rows(dataset, _pack, batch_size=1000, fn_kwargs=arguments, **options)
 
 
 def pair_rows(
@@ -73,15 +73,23 @@ def pair_rows(
     def tokenised(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         room = max_length - len(start) - len(end)
         rows = {}
-        for name, source in (("input_ids", column), ("labels", target_column)):
-            texts = tokenizer(batch[source], add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-            rows[name] = [start + ids[:room] + end for ids in texts]
+        for name, texts in zip(("input_ids", "labels"), texts_of(batch, [column, target_column]), strict=True):
+            rows[name] = [start + ids[:room].tolist() + end for ids in _encoded(texts, tokenizer)["input_ids"]]
         return rows
 
-    return _mapped(dataset, tokenised, desc="Tokenising pairs of texts")
+    return mapped_rows(dataset, tokenised, desc="Tokenising pairs of texts")
 
 
-def _mapped(
+def texts_of(batch: Mapping[str, list[Any]], columns: Sequence[str]) -> list[list[str]]:
+    """The texts of some columns, of the rows that have one in each. Raises: UsageError, something is no text."""
+    rows = zip(*([text_of(value, f"A row, column '{name}',") for value in batch[name]] for name in columns), strict=True)
+    rows = [row for row in rows if all(row)]
+    if len(rows) < len(batch[columns[0]]):
+        logger.warning_once(f"Rows without text in {' or '.join(columns)} are left out.")
+    return [[row[place] for row in rows] for place in range(len(columns))]
+
+
+def mapped_rows(
     dataset: Any, function: Callable[..., Any], num_proc: int | None = None, desc: str | None = None, **options: Any
 ) -> Any:
     """Batches of rows -> other rows; of a stream as it is read, otherwise at once, and kept on disk by `datasets`."""
@@ -111,9 +119,7 @@ def _pack(
     as_lists: bool = False,
 ) -> dict[str, list[Any]]:
     start, end = boundary_ids(tokenizer)
-    texts = [text for value in batch[column] if (text := text_of(value, f"A row, column '{column}',"))]
-    if len(texts) < len(batch[column]):
-        logger.warning_once(f"Rows without text in column '{column}' are left out.")
+    (texts,) = texts_of(batch, [column])
     encoded = _encoded(texts, tokenizer)
     rows = _blocks(encoded["input_ids"], start, end, block_size, separate)
     if is_mapped(tokenizer):  # what the teacher reads

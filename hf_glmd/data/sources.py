@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
@@ -21,7 +20,6 @@ from hf_glmd.data.files import (
     checked_rows,
     file_rows,
     file_schema,
-    file_texts,
     files_of,
     kind_of,
     looks_like_a_file,
@@ -63,7 +61,7 @@ def read_texts(source: Any, column: str = "text") -> tuple[Iterator[str], int | 
         source = _train_of(source)
     paths = _paths(source)
     if paths is not None:
-        return itertools.chain.from_iterable(file_texts(path, column) for path in paths), None
+        return (row[column] or "" for path in paths for row in checked_rows(path, column, required=True)), None
     total = len(source) if hasattr(source, "__len__") else None
     _refuse_others(source)
     if hasattr(source, "column_names") and hasattr(source, "iter"):  # datasets.Dataset and IterableDataset

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_glmd.data.collators import ROW_COLUMNS
-from hf_glmd.data.packing import is_mapped, pack_blocks, pair_rows, require_column
+from hf_glmd.data.packing import is_mapped, mapped_rows, pack_blocks, pair_rows, require_column, texts_of
 from hf_glmd.data.sources import load_rows, with_text
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
@@ -195,12 +195,14 @@ def class_rows(
     options = {"return_original_ids": True} if is_mapped(tokenizer) else {}
 
     def tokenised(batch: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
-        texts = [batch[name] for name in columns]
+        texts = texts_of(batch, columns)
+        if not texts[0]:
+            return {"input_ids": []}
         # A special token that is written out in a text is plain text there.
         rows = tokenizer(*texts, truncation=True, max_length=max_length, split_special_tokens=True, verbose=False, **options)
         return {name: rows[name] for name in ROW_COLUMNS if name in rows}
 
-    return dataset.map(tokenised, batched=True, remove_columns=dataset.column_names, desc="Tokenising texts to classify")
+    return mapped_rows(dataset, tokenised, desc="Tokenising texts to classify")
 
 
 def has_completions(dataset: Any) -> bool:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_glmd import UsageError
-from hf_glmd.data.packing import _pack, boundary_ids, pack_blocks
+from hf_glmd.data.packing import _pack, boundary_ids, pack_blocks, pair_rows
+from hf_glmd.training.datasets import class_rows
 
 TOKENIZER = vocab_helpers.generic_tokenizer()
 
@@ -35,6 +36,23 @@ def test_a_missing_column_and_a_tiny_block_are_refused():
         pack_blocks(dataset, TOKENIZER, 16)
     with pytest.raises(UsageError, match="block_size=2"):
         pack_blocks(dataset, TOKENIZER, 2, column="body")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_without_text_give_no_rows(stream):
+    """Of pairs, those that lack either."""
+    rows = datasets.Dataset.from_dict({"a": ["walk", "", None, "talk talk"], "b": ["talk", "x", "y", None]})
+    for make in (
+        lambda data: pack_blocks(data, TOKENIZER, 16, column="a"),
+        lambda data: pair_rows(data, TOKENIZER, 8, "a", "b"),
+        lambda data: class_rows(data, TOKENIZER, 8, "a", "b"),
+    ):
+        some, none, whole = (rows.select(chosen) for chosen in ([0, 1, 2], [1, 2], [0]))
+        if stream:
+            some, none, whole = (part.to_iterable_dataset() for part in (some, none, whole))
+        assert list(make(some)) == list(make(whole)) != [] == list(make(none))
+    with pytest.raises(UsageError, match=r"A row, column 'a', is of type int \(5\), not a text"):
+        list(pair_rows(datasets.Dataset.from_dict({"a": [5], "b": ["walk"]}), TOKENIZER, 8, "a", "b"))
 
 
 def test_separate_texts_count_from_zero_and_lose_nothing():
