@@ -117,23 +117,32 @@ def _text_in(row: dict[str, Any], column: str, path: Path, number: int) -> str:
     return text_of(row[column], where)
 
 
-def file_schema(path: Path, column: str | None) -> pyarrow.Schema:
-    """Names and types of the columns. Raises: UsageError, a column has several types, or the file cannot be read."""
+def schema_of(files: Sequence[Path], column: str | None) -> pyarrow.Schema:
+    """Names and types of the columns of all files. Raises: UsageError, a column has several types, or a file cannot be read."""
+    found: list[pyarrow.Schema] = []  # one at most; names of classes are those of the first file
+    for file in files:
+        try:
+            for schema in _schemas(file, column):
+                found = [pyarrow.unify_schemas([*found, schema], promote_options="permissive")]
+        except (pyarrow.ArrowException, OverflowError) as error:
+            why = str(error).splitlines()[0]
+            raise UsageError(f"'{file}' has a column of several types, or with other files ({why}): make them one.") from error
+    return found[0]
+
+
+def _schemas(path: Path, column: str | None) -> Iterator[pyarrow.Schema]:
     kind = kind_of(path.name)
     if kind == ".txt":
-        return pyarrow.schema({column or "text": pyarrow.string()})
-    if kind == ".parquet":
-        next(file_rows(path), None)  # says what is wrong with it
+        yield pyarrow.schema({column or "text": pyarrow.string()})
+    elif kind == ".parquet":
         with _opened(path) as file:
-            return parquet.read_schema(file)
-    rows = checked_rows(path, column)
-    if kind in (".csv", ".tsv"):
-        return pyarrow.schema({name: pyarrow.string() for row in itertools.islice(rows, 1) for name in row})
-    try:
-        types = [pyarrow.array(batch).type for batch in iter(lambda: list(itertools.islice(rows, _TYPES_AT_ONCE)), [])]
-        return pyarrow.unify_schemas([pyarrow.schema(fields) for fields in types], promote_options="permissive")
-    except (pyarrow.ArrowException, OverflowError) as error:
-        raise UsageError(f"'{path}' has a column of several types ({str(error).splitlines()[0]}): make them one type.") from error
+            yield parquet.read_schema(file)
+    else:
+        rows = checked_rows(path, column)
+        if kind in (".csv", ".tsv"):
+            yield pyarrow.schema({name: pyarrow.string() for row in itertools.islice(rows, 1) for name in row})
+        while kind in (".json", ".jsonl") and (batch := list(itertools.islice(rows, _TYPES_AT_ONCE))):
+            yield pyarrow.schema(pyarrow.array(batch).type)
 
 
 def file_rows(

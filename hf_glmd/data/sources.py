@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow
 
 from hf_glmd.data.files import (
     KNOWN,
@@ -19,10 +18,10 @@ from hf_glmd.data.files import (
     SPLIT_NAMES,
     checked_rows,
     file_rows,
-    file_schema,
     files_of,
     kind_of,
     looks_like_a_file,
+    schema_of,
     split_of,
     text_of,
 )
@@ -270,7 +269,7 @@ def _dataset(files: list[Path], column: str | None) -> Any:
     name, files = files[0], [file for file in files if any(True for _ in file_rows(file))]
     if not files:
         raise UsageError(f"'{name}' is empty. Give a file with texts.")
-    schema = pyarrow.unify_schemas([file_schema(file, column) for file in files], promote_options="permissive")
+    schema = schema_of(files, column)
     # Size and time are part of the name under which `datasets` keeps the rows: a file that has changed is read again.
     stamps = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     features = datasets.Features.from_arrow_schema(schema)

@@ -357,5 +357,19 @@ def test_a_column_that_begins_with_nulls_or_changes_its_type(tmp_path):
     source = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert load_splits(source)["train"]["label"][2499:2501] == [None, "a"]
     source = write(tmp_path / "b.jsonl", JSONL + '{"text": "walk", "number": "one"}\n')
-    with pytest.raises(UsageError, match="b.jsonl' has a column of several types .*: make them one type"):
+    with pytest.raises(UsageError, match="b.jsonl' has a column of several types, or .*: make them one"):
         load_splits(source)
+    write(tmp_path / "d" / "1.jsonl", JSONL)
+    write(tmp_path / "d" / "2.csv", "text,number\nwalk,one\n")
+    with pytest.raises(UsageError, match="2.csv' has a column of several types, or with other files .*: make them one"):
+        load_splits(tmp_path / "d")
+
+
+def test_names_of_classes_are_kept(tmp_path):
+    data = Dataset.from_list([{"text": "walk", "label": 1}, {"text": "talk", "label": 0}] * 30)
+    data = data.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    for number in (1, 2):
+        parquet(write(tmp_path / "d" / "README.md", "").parent, data, f"{number}.parquet")
+    assert load_corpus(str(tmp_path / "d"))["test"]["label"][0] in ("no", "yes")
+    task = ClozeTask("mine", "{text} {mask}", {"no": "walk", "yes": "talk"})
+    assert load_task_data(task, tmp_path / "d" / "1.parquet")["1"]["label"][:2] == ["yes", "no"]
