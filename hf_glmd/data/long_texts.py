@@ -38,12 +38,12 @@ class TextCutter:
     def __init__(self, tokenizer: Tokenizer, encode: Callable[[str], Encoding]) -> None:
         self.tokenizer, self.encode = tokenizer, encode
 
-    def portions(self, texts: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
-        """The pieces of some texts, each with the number of its text, as many at once as a tokenizer should be given."""
+    def portions(self, texts: Iterable[str], first: int = 0) -> Iterator[list[tuple[int, str]]]:
+        """The pieces of some texts, each with the number of its text (from `first` on), as many at once as a tokenizer gets."""
         portion: list[tuple[int, str]] = []
         characters = 0
-        for number, text in enumerate(texts):
-            for piece in self.pieces(text):
+        for number, text in enumerate(texts, start=first):
+            for piece in (text,) if len(text) <= PIECE_CHARACTERS else self.pieces(text):
                 portion.append((number, piece))
                 characters += len(piece)
                 if characters >= PORTION_CHARACTERS:

@@ -272,7 +272,7 @@ def count_corpus(
             if number % world_size == rank:
                 counts.texts += len(batch) - batch.count("")
                 _add_to_sample(counts.sample, batch, first, float(weight))
-                yield from ([(first + row, text) for row, text in portion] for portion in cutter.portions(batch))
+                yield from cutter.portions(batch, first)
 
     with bar, untrimmed(backend):
         for ids in _tokenized(backend, own_portions()):
