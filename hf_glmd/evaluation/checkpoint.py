@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.records import ModelFacts, WordScores
 from hf_glmd.utils.options import TEXT_SOURCES, list_option, option
+from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
+from hf_glmd.utils.remote_code import trusting_as_asked
 
 if TYPE_CHECKING:
     import datasets
@@ -44,6 +46,7 @@ class EvaluateOptions:
     max_length: int | None = option("Token ids per row. Unset: what both models can read, at most 512.")
     batch_size: int = option("Rows per forward pass; it changes no score.", 32)
     no_speed: bool = option("Do not measure tokens per second.", False)
+    trust_remote_code: bool = option(REMOTE_CODE, False)
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -132,6 +135,7 @@ class ModelScores:
         )
 
 
+@trusting_as_asked
 def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
     """Scores a masked or causal language model, and its teacher beside it, on the same text and questions.
 

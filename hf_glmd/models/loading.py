@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -26,10 +27,20 @@ from transformers import (
 )
 
 from hf_glmd.errors import UsageError
+from hf_glmd.utils.remote_code import REMEDY, reason, trust_remote_code
 
 logger = logging.getLogger(__name__)
 
 AUTO_CLASSES = (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_AUTO_CLASSES = (
+    AutoModelForPreTraining,
+    *AUTO_CLASSES,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoModelForQuestionAnswering,
+    AutoModel,
+)
 
 
 def word_model_class(config) -> type:
@@ -37,6 +48,9 @@ def word_model_class(config) -> type:
 
     Raises: UsageError, none does.
     """
+    own = [auto for auto in _own_classes(config) if auto in AUTO_CLASSES]
+    if own:
+        return own[0]
     known = [auto for auto in AUTO_CLASSES if type(config) in auto._model_mapping]
     for name in config.architectures or ():
         for auto in known:
@@ -67,7 +81,7 @@ def load_word_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrai
 
 def _loaded_whole(auto_class: Any, name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """Raises: UsageError, a weight of the head is not in the checkpoint."""
-    options = {"trust_remote_code": False} | kwargs | {"output_loading_info": True}
+    options = {"trust_remote_code": trust_remote_code()} | kwargs | {"output_loading_info": True}
     model, info = auto_class.from_pretrained(str(name_or_path), **options)
     _refuse_missing(model, info, name_or_path)
     return model
@@ -76,6 +90,8 @@ def _loaded_whole(auto_class: Any, name_or_path: str | PathLike[str], **kwargs: 
 def predicts_classes(config) -> bool:
     """Whether a configuration is that of a model with a head for sequence classification, by its `architectures`."""
     known = AutoModelForSequenceClassification._model_mapping
+    if AutoModelForSequenceClassification in _own_classes(config)[:1]:
+        return True
     classes = known[type(config)] if type(config) in known else ()
     names = {found.__name__ for found in (classes if isinstance(classes, tuple) else (classes,))}
     return any(name in names for name in config.architectures or ())
@@ -96,11 +112,18 @@ def load_config(name_or_path: str | PathLike[str], revision: str | None = None):
     if is_adapter(name_or_path):
         name_or_path, revision = base_of(name_or_path)
     try:
-        return AutoConfig.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no model at '{name_or_path}': {_first_line(error)} Give a folder with config.json, or a model on the Hub."
-        ) from error
+        return AutoConfig.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=trust_remote_code())
+    except (OSError, ValueError, ImportError) as error:
+        raise no_model(name_or_path, error) from error
+
+
+def no_model(name_or_path: str | PathLike[str], error: Exception) -> UsageError:
+    """What to say of a model that is not there: of a path that cannot be the name of a repository, not that the Hub lacks it."""
+    said = reason(error)
+    if not (_REPOSITORY.fullmatch(str(name_or_path)) or Path(name_or_path).exists()):
+        said = "there is no such folder."
+    remedy = "" if REMEDY in said else " Give a folder with config.json, or a model on the Hub."
+    return UsageError(f"no model at '{name_or_path}': {said}{remedy}")
 
 
 def load_checkpoint(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
@@ -113,8 +136,10 @@ def load_checkpoint(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrai
     """
     config = load_config(name_or_path, kwargs.get("revision"))
     named = [name for name in config.architectures or () if hasattr(transformers, name)]
-    options = {"dtype": "auto", "trust_remote_code": False} | kwargs | {"output_loading_info": True}
-    classes = [getattr(transformers, named[0])] if named else _classes_of(config)
+    options = {"dtype": "auto", "trust_remote_code": trust_remote_code()} | kwargs | {"output_loading_info": True}
+    own = _own_classes(config)
+    classes = own[:1] or ([getattr(transformers, named[0])] if named else _classes_of(config))
+    named = named or [auto.__name__ for auto in own]
     refused: dict[str, list[str]] = {}
     for model_class in classes:
         try:
@@ -122,7 +147,7 @@ def load_checkpoint(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrai
         except (OSError, ValueError) as error:
             if not named and len(classes) > 1 and isinstance(error, ValueError):
                 continue
-            raise UsageError(f"the weights of '{name_or_path}' cannot be loaded: {_first_line(error)}") from error
+            raise UsageError(f"the weights of '{name_or_path}' cannot be loaded: {reason(error)}") from error
         left = sorted(info["unexpected_keys"])
         if named or not (left or info["missing_keys"]):
             if left:
@@ -139,11 +164,18 @@ def load_checkpoint(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrai
 
 def _classes_of(config: Any) -> list[type]:
     """Classes with and without a head that transformers has for a configuration, those with more of a head first."""
-    autos = (*AUTO_CLASSES, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering)
-    autos = (AutoModelForPreTraining, *autos, AutoModel)
-    found = [classes for auto in autos if (classes := auto._model_mapping.get(type(config), None)) is not None]
+    found = [classes for auto in _AUTO_CLASSES if (classes := auto._model_mapping.get(type(config), None)) is not None]
     flat = [one for classes in found for one in (classes if isinstance(classes, tuple) else (classes,))]
     return list(dict.fromkeys(flat))
+
+
+def _own_classes(config: Any) -> list[Any]:
+    """Auto classes that a repository's trusted code has a class for, that of `architectures` first."""
+    own = getattr(config, "auto_map", None) or {}
+    if not trust_remote_code():
+        return []
+    found = [auto for auto in _AUTO_CLASSES if auto.__name__ in own]
+    return sorted(found, key=lambda auto: own[auto.__name__].rpartition(".")[2] not in (config.architectures or ()))
 
 
 def _refuse_missing(model: PreTrainedModel, info: dict[str, Any], name: Any) -> None:
@@ -159,10 +191,6 @@ def _refuse_missing(model: PreTrainedModel, info: dict[str, Any], name: Any) -> 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
 
 
 CONFIG_FILE = "adapter_config.json"

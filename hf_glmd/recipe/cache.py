@@ -9,6 +9,8 @@ from typing import Any
 
 from hf_glmd.errors import UsageError
 from hf_glmd.utils.options import TEXT_SOURCES, option
+from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
+from hf_glmd.utils.remote_code import trusting_as_asked
 
 
 @dataclass
@@ -54,6 +56,7 @@ class CacheOptions:
         "What the teacher computes in: 'fp32', 'bf16' or 'fp16'. Unset: as its checkpoint is stored, on a CPU fp32."
     )
     shard_mib: float = option("Size of a file, which is also what is lost when the command is killed.", 256.0)
+    trust_remote_code: bool = option(REMOTE_CODE, False)
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -108,6 +111,7 @@ class CacheResult:
         return f'{markdown_table(rows, ["", "cache"], "lr")}\n\nWritten to {self.output}: GLMDTrainer(teacher="{self.output}")'
 
 
+@trusting_as_asked
 def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
     """Runs the teacher over the data and writes what `GLMDTrainer` reads in its place.
 

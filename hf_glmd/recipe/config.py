@@ -16,6 +16,7 @@ from hf_glmd.errors import UsageError, nearest
 from hf_glmd.recipe.reading import build, converted, parse_overrides, read_yaml, section_of, set_value
 from hf_glmd.reports.records import STAGES, TASK_STAGES
 from hf_glmd.utils.options import TEXT_SOURCES
+from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
 
 
 def _help(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
@@ -28,6 +29,7 @@ def _help(text: str, default: Any = dataclasses.MISSING, factory: Any = dataclas
 class TeacherSection:
     model: str = _help("The teacher: a folder, or the name of a model on the Hub.")
     revision: str | None = _help("Branch, tag or commit on the Hub.", None)
+    trust_remote_code: bool = _help(REMOTE_CODE, False)
 
 
 @dataclass
@@ -220,6 +222,11 @@ class Recipe:
     cache: CacheSection | None = _help("", None)
     evaluation: EvaluationSection = _help("", factory=EvaluationSection)
     hub: HubSection | None = _help("", None)
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether the code of the teacher's repository may run; the student's is a copy of it."""
+        return self.teacher.trust_remote_code
 
     def __post_init__(self) -> None:
         if self.student.init not in ("teacher", "random"):

@@ -15,8 +15,10 @@ from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.run import Run
 from hf_glmd.reports.records import STAGES
 from hf_glmd.training.config import GLMDConfig
+from hf_glmd.utils.remote_code import trust_remote_code, trusting_as_asked
 
 
+@trusting_as_asked
 def print_plan(recipe: Recipe) -> None:
     """Checks all that can be known without weights and prints what a run would do.
 
@@ -86,7 +88,7 @@ def _wanted_tokens(recipe: Recipe, rows: int) -> str:
 
 def _parameters(config: Any) -> int:
     with torch.device("meta"):
-        return word_model_class(config).from_config(config).num_parameters()
+        return word_model_class(config).from_config(config, trust_remote_code=trust_remote_code()).num_parameters()
 
 
 def _is_unreachable(error: UsageError) -> bool:

@@ -22,9 +22,11 @@ from hf_glmd.recipe.student import make_first_student
 from hf_glmd.recipe.task_inputs import TaskInputs
 from hf_glmd.reports.records import RunRecord
 from hf_glmd.reports.run_card import terminal_table
+from hf_glmd.utils.remote_code import trusting_as_asked
 from hf_glmd.utils.system import cpu_cores
 
 
+@trusting_as_asked
 def run_recipe(recipe: Recipe, overwrite: bool = False, command: str = "") -> RunRecord:
     """Runs a recipe, or goes on with it, and prints what came out.
 
@@ -95,8 +97,9 @@ class Run:
             self.results.publish(record, previous, ends)
         self.run_folder.say("\n" + terminal_table(record))
         student = self.run_folder.path / "student"
+        own = ", trust_remote_code=True" if self.recipe.trust_remote_code else ""
         loader = word_model_class(self.inputs.teacher_config).__name__
-        self.run_folder.say(f'\nThe student is in {student}: {loader}.from_pretrained("{student}")')
+        self.run_folder.say(f'\nThe student is in {student}: {loader}.from_pretrained("{student}"{own})')
         if (push := self.run_folder.push_options) is not None and self.inputs.state.is_main_process:
             self.run_folder.say(f"Pushed to {push.repo}: {push_folder(push).url}")
         return record

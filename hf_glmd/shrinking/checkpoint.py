@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError
 from hf_glmd.utils.options import TEXT_SOURCES, list_option, option
+from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
+from hf_glmd.utils.remote_code import trusting_as_asked
 
 if TYPE_CHECKING:
     from hf_glmd.hub.push import PushResult
@@ -56,6 +58,7 @@ class ShrinkOptions:
     overwrite: bool = option("Replace what an earlier run left in the output folder.", False)
     push_to_hub: str | None = option("Also push the result to this repository on the Hub, user/name.", metavar="REPO")
     private: bool = option("Of the repository, if it is new: private.", False)
+    trust_remote_code: bool = option(REMOTE_CODE, False)
 
     def __post_init__(self) -> None:
         mistakes = []
@@ -93,6 +96,7 @@ class ShrinkResult:
     vocabulary: VocabReport
     verified: VerifyReport
     carried: list[str]
+    left_behind: dict[str, str]
     pushed: PushResult | None = None
 
     def table(self) -> str:
@@ -103,19 +107,23 @@ class ShrinkResult:
         lines = [markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr"), "", self.verified.summary()]
         if self.carried:
             lines.append(f"Carried along: {', '.join(self.carried)}.")
+        for reason in dict.fromkeys(self.left_behind.values()):
+            names = [name for name, why in self.left_behind.items() if why == reason]
+            lines.append(f"Left behind, {reason}: {', '.join(names)}.")
         lines.append(f"Written to {self.output}")
         if self.pushed is not None:
             lines.append(f"Pushed to {self.pushed.repo}: {self.pushed.url}")
         return "\n".join(lines)
 
 
+@trusting_as_asked
 def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: str = "") -> ShrinkResult:
     """Writes `options.model` with a smaller vocabulary to `options.output`: model, tokenizer, map, card, and what was cut as
     JSON, picture and page.
 
     The result is verified against the original, tokenizer and model, before anything is written; the folder appears whole or not
     at all. What else of the checkpoint is still true goes along, see `hf_glmd.shrinking.checkpoint_files`: of a repository of
-    sentence-transformers all modules do, and the tokens of its prompts stay.
+    sentence-transformers all modules do, and the tokens of its prompts stay. What stays behind is named, with the reason.
 
     Args:
         options: see there.
@@ -128,10 +136,12 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
     from hf_glmd.hub.options import PushOptions
     from hf_glmd.hub.push import check_push, push_folder
     from hf_glmd.models.loading import load_checkpoint, load_config
+    from hf_glmd.models.surgery import input_layer
     from hf_glmd.reports.card import SourceCard
     from hf_glmd.reports.page import write_report
     from hf_glmd.shrinking.checkpoint_files import REPLACED_FILES, find_carried_files
     from hf_glmd.utils.files import written_whole
+    from hf_glmd.vocab.counting import vocabulary_rows
     from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, load_tokenizer
     from hf_glmd.vocab.tokenizer_files import STALE_FILES
 
@@ -139,11 +149,12 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
     push = PushOptions(options.output, options.push_to_hub, private=options.private) if options.push_to_hub else None
     if push is not None:
         check_push(push)
-    load_config(options.model, options.revision)  # a wrong name is found before an hour of counting
-    carried = find_carried_files(options.model, options.revision)
-    tokenizer = load_tokenizer(options.model, options.revision)
+    carried = find_carried_files(options.model, options.revision)  # a wrong name is found before an hour of counting
+    load_config(carried.model, options.revision)
+    tokenizer = load_tokenizer(carried.model, options.revision)
     shrinker = _counted(options, tokenizer, progress)
-    model = load_checkpoint(options.model, revision=options.revision)
+    model = load_checkpoint(carried.model, revision=options.revision)
+    carried = carried.without({vocabulary_rows(tokenizer), len(tokenizer), input_layer(model).weight.shape[0]})
     vocab = shrinker.shrink(
         size=options.size,
         coverage=options.coverage,
@@ -178,7 +189,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
         )
     write_report(options.output)
     pushed = push_folder(push) if push is not None else None
-    return ShrinkResult(options.output, vocab.report, verified, list(carried.names), pushed)
+    return ShrinkResult(options.output, vocab.report, verified, sorted(carried.names.values()), carried.left, pushed)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from hf_glmd.errors import UsageError
 from hf_glmd.utils.files import written_whole
+from hf_glmd.utils.remote_code import trust_remote_code
 from hf_glmd.vocab.counting import backend_of, vocabulary_rows
 from hf_glmd.vocab.tokenizer_files import STALE_FILES, load_plain_tokenizer, write_tokenizer
 from hf_glmd.vocab.vocab_map import FILE_NAME, VocabMap
@@ -260,7 +261,7 @@ class MappedTokenizer(PreTrainedTokenizerBase):
         if vocab_map.removed == "resegment":
             raise UsageError(f"The tokenizer in '{name}' needs no map: load it with AutoTokenizer.")
         try:
-            options = {"trust_remote_code": False} | kwargs
+            options = {"trust_remote_code": trust_remote_code()} | kwargs
             original = AutoTokenizer.from_pretrained(name, revision=revision, subfolder=ORIGINAL_FOLDER, **options)
         except (OSError, ValueError) as error:
             raise UsageError(f"There is no tokenizer in '{name}/{ORIGINAL_FOLDER}': save the MappedTokenizer again.") from error

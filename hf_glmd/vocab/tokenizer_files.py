@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_glmd.errors import UsageError
+from hf_glmd.utils.remote_code import REMEDY, reason, trust_remote_code
 from hf_glmd.vocab.counting import untrimmed
 
 logger = logging.getLogger(__name__)
@@ -59,14 +60,14 @@ _PROBES = (
 def load_plain_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     """The tokenizer of a Hub name or folder, as `AutoTokenizer` reads it. Raises: UsageError, there is none, or it is damaged."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code())
     except Exception as error:  # tokenizers raises plain Exception, and for JSON of another kind it may be any class
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        said = reason(error)
         if not isinstance(error, (OSError, ValueError)):
-            reason = f"{type(error).__name__}: {reason}"
+            said = f"{type(error).__name__}: {said}"
         there = (Path(name) / "tokenizer.json").is_file()
         remedy = "Its tokenizer.json is damaged: copy it once more." if there else "Put tokenizer.json there."
-        raise UsageError(f"No tokenizer can be loaded from '{name}': {reason}. {remedy}") from error
+        raise UsageError(f"No tokenizer can be loaded from '{name}': {said}{'' if REMEDY in said else ' ' + remedy}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(backend, Tokenizer) and len(backend.get_added_tokens_decoder()) >= backend.get_vocab_size() - 1:
         # Some classes make up a vocabulary of their special tokens, and T5's of a space besides.
