@@ -36,6 +36,10 @@ class Inputs:
 
     @cached_property
     def teacher_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.load_tokenizer()
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's tokenizer as its files set it: one that has read rows is set to their length, and saved with that."""
         tokenizer = load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
         if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
             tokenizer.pad_token = tokenizer.eos_token  # as GPT-2 is used; no padding is read or scored

@@ -30,6 +30,7 @@ from hf_glmd.reports.records import STAGES, TASK_STAGES, RunRecord, TaskScores, 
 from hf_glmd.reports.run_card import render_card
 from hf_glmd.teachers.live import LiveTeacher
 from hf_glmd.utils.system import hardware, versions
+from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 
 class Results:
@@ -217,6 +218,7 @@ class Results:
         model = load_word_model(self.run_folder.stages / stage, dtype=torch.float32)
         # As the teacher is stored, so that the sizes compare.
         model.to(self.inputs.teacher_config.dtype or torch.float32).save_pretrained(folder)
-        self.stages.tokenizer.save_pretrained(folder)
+        # Loaded anew: tokenising rows has set truncation and padding in the other one.
+        load_tokenizer(self.run_folder.stages / "student").save_pretrained(folder)
         if self.stages.vocab_map is not None:
             self.stages.vocab_map.save(folder)

@@ -28,7 +28,8 @@ def make_first_student(folder: Path, inputs: Inputs) -> dict[str, Any]:
     Raises: UsageError, the vocabulary or the student cannot be made as asked for.
     """
     recipe, section, started = inputs.recipe, inputs.recipe.vocab, time.monotonic()
-    shrinker = VocabShrinker(inputs.teacher_tokenizer)
+    tokenizer = inputs.load_tokenizer()
+    shrinker = VocabShrinker(tokenizer)
     texts = first_rows(inputs.corpus["train"], section.max_texts, recipe.seed)
     if section.active:
         shrinker.count(texts, column=recipe.corpus.column)  # each process counts its share
@@ -54,7 +55,7 @@ def make_first_student(folder: Path, inputs: Inputs) -> dict[str, Any]:
         facts["report"] = dataclasses.asdict(vocab.report)
         facts["curve"] = _long_tail(shrinker.counts)
     else:
-        inputs.teacher_tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     student = build_student(
         teacher,
         num_layers=inputs.num_layers,

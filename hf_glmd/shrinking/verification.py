@@ -295,6 +295,8 @@ def _outputs(model: Any, batch: dict[str, Any], ids: torch.Tensor) -> dict[str, 
     model, made_up = _that_reads_text(model)
     accepted = inspect.signature(model.forward).parameters
     inputs = {name: value.to(ids.device) for name, value in batch.items() if name in accepted}
+    if made_up:
+        inputs.pop("attention_mask", None)  # it would be that of the encoder, which reads no text
     inputs |= {name: ids for name in ("input_ids", "decoder_input_ids") if name in accepted} | made_up
     inputs = {
         name: value.to(next(model.parameters()).device) if hasattr(value, "to") else value for name, value in inputs.items()

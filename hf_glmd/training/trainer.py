@@ -37,6 +37,7 @@ from hf_glmd.training.datasets import (
 )
 from hf_glmd.training.hub import PublishingTrainer
 from hf_glmd.training.objectives.kinds import objective_for
+from hf_glmd.vocab.counting import set_trimming, trimming_of
 from hf_glmd.vocab.vocab_map import VocabMap
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class GLMDTrainer(PublishingTrainer):
             args = GLMDConfig(output_dir="glmd_output")
         check_arguments(args, kwargs)
         processing_class = as_tokenizer(processing_class)
+        self._trimming = trimming_of(processing_class)
         model, kwargs["model"] = as_student(model, kwargs.get("model_init"))
         if teacher is model:
             raise UsageError(
@@ -108,10 +110,11 @@ class GLMDTrainer(PublishingTrainer):
                 check_same_words(processing_class, tokenizer, vocab_map)
         teacher.check_fits(processing_class, args.objective, args.temperature)
         objective = objective_for(args.objective, model)
-        self.objective = objective(model, teacher, args, processing_class, known_tokenizers=None not in tokenizers)
-        self.teacher = self.objective.teacher
+        # Not `objective`: there a search of hyperparameters keeps the score of a trial.
+        self.training_objective = objective(model, teacher, args, processing_class, known_tokenizers=None not in tokenizers)
+        self.teacher = self.training_objective.teacher
         if kwargs.get("compute_metrics") is not None:
-            self.objective.check_metrics()
+            self.training_objective.check_metrics()
         self.student_sizes, self.teacher_sizes = Sizes.of(model), [Sizes.of(one) for one in self.teacher.models]
         self.pipeline_tag = pipeline_tag_of(model)
         train_dataset = loaded_rows(train_dataset, args.text_column)
@@ -120,8 +123,8 @@ class GLMDTrainer(PublishingTrainer):
         if data_collator is None and args.positions == "all" and has_completions(train_dataset):
             args.positions = "labels"  # as trl: prompts are read, completions are learnt
         if data_collator is None:
-            data_collator = self.objective.collator(args, processing_class, model)
-        data_collator = self.objective.adapted(data_collator)
+            data_collator = self.training_objective.collator(args, processing_class, model)
+        data_collator = self.training_objective.adapted(data_collator)
         if is_stream(train_dataset) and args.max_steps <= 0:
             raise UsageError("the training set is a stream of unknown length: say how many steps to train, as max_steps.")
         if is_stream(train_dataset) or is_stream(eval_dataset):
@@ -132,24 +135,24 @@ class GLMDTrainer(PublishingTrainer):
         super().__init__(
             args=args,
             data_collator=data_collator,
-            train_dataset=self.objective.rows(train_dataset, length, limit),
-            eval_dataset=self.objective.rows(eval_dataset, length, limit),
+            train_dataset=self.training_objective.rows(train_dataset, length, limit),
+            eval_dataset=self.training_objective.rows(eval_dataset, length, limit),
             processing_class=processing_class,
             **kwargs,
         )
         if args.merge_adapters:
             self._check_merging()
         self.teacher.prepare(self.accelerator)
-        for whose, why in self.objective.slow_parts:
+        for whose, why in self.training_objective.slow_parts:
             logger.warning("All logits of the %s are computed, which takes memory and time: %s.", whose, why)
-        self.teacher.check_rows(self._datasets(), self.data_collator, self.objective.teacher_inputs)
+        self.teacher.check_rows(self._datasets(), self.data_collator, self.training_objective.teacher_inputs)
         self.add_callback(MaskEpoch(self.data_collator, self.teacher.epochs))
         self.model.add_model_tags(self._tag_names)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """A fresh student of `model_init`, at the start and for each trial of a search; the objective is bound to its head."""
         model = super().call_model_init(trial)
-        self.objective = self.objective.rebound(model)
+        self.training_objective = self.training_objective.rebound(model)
         return model
 
     def _check_merging(self) -> None:
@@ -177,13 +180,13 @@ class GLMDTrainer(PublishingTrainer):
             if name in inputs:
                 check_width(inputs[name].shape[1], self._limit)
                 if inputs[name].device.type == "cpu" and inputs[name].numel():
-                    check_ids(int(inputs[name].min()), int(inputs[name].max()), self.objective.input_rows)
+                    check_ids(int(inputs[name].min()), int(inputs[name].max()), self.training_objective.input_rows)
         return super()._prepare_inputs(inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         read = {name for model in self.teacher.models for name in inspect.signature(model.forward).parameters}
-        ours = [*self.objective.columns, "special_tokens_mask", *sorted(read & set(MODEL_INPUTS))]
+        ours = [*self.training_objective.columns, "special_tokens_mask", *sorted(read & set(MODEL_INPUTS))]
         self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     # Loss
@@ -207,7 +210,7 @@ class GLMDTrainer(PublishingTrainer):
         if not return_outputs:
             return self.mean_over_batch(self.summed_loss(model, inputs), inputs, num_items_in_batch)
         with self.accelerator.autocast():
-            loss, logits = self.objective.loss_and_logits(model, inputs)
+            loss, logits = self.training_objective.loss_and_logits(model, inputs)
         return self.mean_over_batch(loss, inputs, num_items_in_batch), ModelOutput(logits=logits)
 
     def summed_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -215,21 +218,23 @@ class GLMDTrainer(PublishingTrainer):
 
         def compared(student: Any) -> Tensor:
             if self.logged_step:
-                scores = self.objective.scores(student, told, inputs, choices=False)
+                scores = self.training_objective.scores(student, told, inputs, choices=False)
                 self.add_scores({name: score for name, score in scores.items() if name != "loss" and "_choice" not in name})
-            return self.objective.loss(student, told, inputs)
+            return self.training_objective.loss(student, told, inputs)
 
         with self.accelerator.autocast():
-            told = self.objective.teach(inputs)
-            loss = self.objective.ask(model, inputs, compared)
+            told = self.training_objective.teach(inputs)
+            loss = self.training_objective.ask(model, inputs, compared)
         self._refuse_non_finite_teacher(loss.detach(), inputs)
         return loss
 
     def position_metrics(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
         choices = self.compute_metrics is not None
         with self.accelerator.autocast():
-            told = self.objective.teach(inputs)
-            return self.objective.ask(model, inputs, lambda student: self.objective.scores(student, told, inputs, choices))
+            told = self.training_objective.teach(inputs)
+            return self.training_objective.ask(
+                model, inputs, lambda student: self.training_objective.scores(student, told, inputs, choices)
+            )
 
     def _refuse_non_finite_teacher(self, loss: Tensor, inputs: dict[str, Any]) -> None:
         # Looking costs a host synchronisation on a GPU: there once, at the start.
@@ -241,7 +246,7 @@ class GLMDTrainer(PublishingTrainer):
         if self.accelerator.gather(loss).isfinite().all():
             return
         with self.accelerator.autocast():
-            broken = self.objective.teacher_logits(inputs, self.args.temperature).isnan().any()
+            broken = self.training_objective.teacher_logits(inputs, self.args.temperature).isnan().any()
         if broken:
             who = " and ".join(f"{one.config.name_or_path or type(one).__name__} ({one.dtype})" for one in self.teacher.models)
             raise UsageError(
@@ -258,6 +263,8 @@ class GLMDTrainer(PublishingTrainer):
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Tokenising the rows has set truncation and padding, which would be written into tokenizer.json.
+        set_trimming(self.processing_class, self._trimming)
         with self._saved_as_wanted(output_dir):
             super()._save(output_dir, state_dict)
         if self.args.should_save and self.vocab_map is not None:

@@ -199,28 +199,38 @@ def untrimmed(backend: Tokenizer) -> Iterator[Tokenizer]:
 
 @contextmanager
 def settings_kept(tokenizer: Any) -> Iterator[None]:
-    """Inside this context a tokenizer may be called with any truncation and padding; afterwards it is set as it was before.
-
-    Each call of a transformers tokenizer sets both in its backend, and saving it writes them into tokenizer.json.
-    """
-    backend = backend_of(getattr(tokenizer, "original", tokenizer))
-    before = trimming_of(backend)
+    """Inside this context a tokenizer may be called with any truncation and padding; afterwards it is set as it was before."""
+    before = trimming_of(tokenizer)
     try:
         yield
     finally:
-        set_trimming(backend, before)
+        set_trimming(tokenizer, before)
 
 
-def trimming_of(backend: Tokenizer) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The truncation and padding that a tokenizer's file says."""
-    return backend.truncation, backend.padding
+Trimming = tuple[dict[str, Any] | None, dict[str, Any] | None]
 
 
-def set_trimming(backend: Tokenizer, trimming: tuple[dict[str, Any] | None, dict[str, Any] | None]) -> None:
+def trimming_of(tokenizer: Any) -> Trimming:
+    """The truncation and padding that a tokenizer's file says.
+
+    Each call of a transformers tokenizer sets both in its backend, and saving it writes them into tokenizer.json.
+    """
+    backend = _trimmed(tokenizer)
+    return (None, None) if backend is None else (backend.truncation, backend.padding)
+
+
+def set_trimming(tokenizer: Any, trimming: Trimming) -> None:
     """Sets what `trimming_of` returned."""
-    truncation, padding = trimming
-    backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
-    backend.no_padding() if padding is None else backend.enable_padding(**padding)
+    backend, (truncation, padding) = _trimmed(tokenizer), trimming
+    if backend is not None:
+        backend.no_truncation() if truncation is None else backend.enable_truncation(**truncation)
+        backend.no_padding() if padding is None else backend.enable_padding(**padding)
+
+
+def _trimmed(tokenizer: Any) -> Tokenizer | None:
+    """What truncates and pads, of a `MappedTokenizer` in its original; None for one that is written in Python."""
+    tokenizer = getattr(tokenizer, "original", tokenizer)
+    return tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
 
 
 def count_corpus(

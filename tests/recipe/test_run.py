@@ -315,7 +315,10 @@ def test_the_floor_of_the_vocabulary_is_named(tmp_path, capsys):
         ("{a: [", "is not YAML"),
         ("- a", "holds no sections"),
         ("output_dir: x", "teacher is missing"),
-        ("output_dir: x\nteacher: bert", "teacher is 'bert', a section with the keys model, revision, trust_remote_code is wanted"),
+        (
+            "output_dir: x\nteacher: bert",
+            "teacher is 'bert', a section with the keys model, revision, trust_remote_code is wanted",
+        ),
         ("output_dir: x\nteacher: {}", "teacher.model is missing"),
         ("output_dir: x\nteacher: {model: m}\ntask_words: {}", "section 'task_words' needs a section 'task'"),
     ],

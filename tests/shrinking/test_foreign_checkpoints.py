@@ -173,7 +173,29 @@ def trocr():
     return transformers.VisionEncoderDecoderModel(config)
 
 
-@pytest.mark.parametrize("build", [clip, siglip, whisper, trocr])
+def blip():
+    ids = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+    text, image = _TEXT | ids | {"encoder_hidden_size": 16}, _IMAGE | {"hidden_act": "gelu"}
+    return transformers.BlipForConditionalGeneration(transformers.BlipConfig(text_config=text, vision_config=image))
+
+
+def speech_to_text():
+    sizes = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2) | {"d_model": 16}
+    sizes |= dict.fromkeys(("encoder_layers", "decoder_layers"), 1) | dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32)
+    sizes |= {"input_feat_per_channel": 4, "conv_channels": 16, "max_target_positions": 80, "max_source_positions": 80}
+    ids = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+    config = transformers.Speech2TextConfig(vocab_size=vocab_helpers.V, **sizes, **ids)
+    return transformers.Speech2TextForConditionalGeneration(config)
+
+
+def dual_encoder():
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        transformers.ViTConfig(**_IMAGE), transformers.BertConfig(**_TEXT), projection_dim=8
+    )
+    return transformers.VisionTextDualEncoderModel(config)
+
+
+@pytest.mark.parametrize("build", [clip, siglip, whisper, trocr, blip, speech_to_text, dual_encoder])
 def test_models_that_also_see_or_hear_are_verified_on_what_reads_text(build):
     model = build().eval()
     tokenizer = vocab_helpers.generic_tokenizer()

@@ -3,6 +3,7 @@
 import copy
 
 import datasets
+import optuna
 import peft
 import pytest
 import torch
@@ -209,6 +210,23 @@ def test_a_function_makes_the_student_of_each_run(tmp_path):
         GLMDTrainer(None, helpers.teacher(), helpers.arguments(tmp_path), processing_class=TOKENIZER)
 
 
+def test_hyperparameters_are_searched_for_the_least_kl(tmp_path):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    parts = {"train_dataset": helpers.rows(), "eval_dataset": helpers.rows(7), "processing_class": TOKENIZER}
+    args = helpers.arguments(tmp_path, metric_for_best_model="eval_kl", max_steps=3, eval_strategy="steps", eval_steps=3)
+    trainer = GLMDTrainer(None, helpers.teacher(), args, model_init=lambda: helpers.student(), **parts)
+    rates = [1e-2, 1e-8]
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates)},
+        compute_objective=lambda scores: scores["eval_kl"],
+        direction="minimize",
+        backend="optuna",
+        n_trials=2,
+        sampler=optuna.samplers.GridSampler({"learning_rate": rates}),
+    )
+    assert best.hyperparameters == {"learning_rate": 1e-2}
+
+
 def test_a_name_a_raw_tokenizer_and_the_student_as_its_own_teacher(tmp_path):
     student = helpers.student()
     student.save_pretrained(tmp_path / "student")
@@ -276,3 +294,30 @@ def test_a_token_without_a_row_is_left_out_with_a_note(tmp_path, caplog):
     student = AutoModelForMaskedLM.from_pretrained(tmp_path / "student")
     trainer = helpers.trainer(tmp_path / "out", model=student, teacher=LiveTeacher(tmp_path / "teacher"))
     assert trainer.teacher.size == rows and "1 tokens have no row" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["texts", "prompts", "classes"])
+def test_the_saved_tokenizer_is_set_as_it_was_before_the_rows_were_tokenised(kind, tmp_path):
+    """As the file of a sentence encoder is, which truncates and pads by itself."""
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.backend_tokenizer.enable_truncation(max_length=23)
+    tokenizer.backend_tokenizer.enable_padding(pad_id=PAD, pad_token=tokenizer.pad_token, length=19)
+    wanted = tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+    texts = vocab_helpers.texts(12)
+    if kind == "texts":
+        trainer = helpers.trainer(tmp_path, train_dataset=texts, processing_class=tokenizer)
+    elif kind == "prompts":
+        rows = [{"prompt": text, "completion": text} for text in texts]
+        trainer = causal_trainer(tmp_path, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
+    else:
+        model, teacher = (
+            vocab_helpers.tiny_class("BertForSequenceClassification", vocab_helpers._SMALL, vocab_helpers.V) for _ in range(2)
+        )
+        rows = datasets.Dataset.from_dict({"text": texts})
+        trainer = helpers.trainer(
+            tmp_path, model=model, teacher=teacher, train_dataset=rows, processing_class=tokenizer, objective="soft_label"
+        )
+    trainer.processing_class("a call", truncation=True, max_length=5)
+    trainer.save_model(tmp_path / "saved")
+    backend = PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved").backend_tokenizer
+    assert (backend.truncation, backend.padding) == wanted

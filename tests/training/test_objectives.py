@@ -60,7 +60,7 @@ def registered(monkeypatch):
 
 def test_a_new_objective_is_configured_trained_and_scored(registered, tmp_path):
     trainer = helpers.trainer(tmp_path, objective="mean_logit", max_steps=12, learning_rate=3e-3)
-    assert trainer.args.temperature == 3.0 and isinstance(trainer.objective, MeanLogit)
+    assert trainer.args.temperature == 3.0 and isinstance(trainer.training_objective, MeanLogit)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.5 * before
