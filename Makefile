@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # traceback away when the recipe has already said in one line what is wrong.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-slow test-interop test-browser lint format docs clean
+.PHONY: demo test test-slow test-faults test-interop test-browser lint format docs clean
 
 demo: $(VENV)/installed
 	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)
@@ -17,6 +17,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+# Stops before every file operation, a flip in every file; `make test` has a few of each.
+test-faults: $(VENV)/installed
+	HF_GLMD_FAULTS=all $(BIN)/python -m pytest -q tests/faults -m "slow or not slow" $(ARGS)
 
 # All of tests/interop, those that `make test` runs too, for the table.
 test-interop: $(VENV)/interop

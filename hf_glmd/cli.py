@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import sys
 import types
 import typing
@@ -281,9 +282,42 @@ def _run(program: str, command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UsageError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
-            print(f"{program}: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return _refused(program, str(error))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # noqa: T201 - behind the ^C
+        _refused(program, f"stopped. To go on: {shlex.join([program, *sys.argv[1:]])}")
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if (said := _of_disk_or_network(error)) is None:
+            raise  # a bug of ours, which its traceback helps to find
+        return _refused(program, said)
+
+
+def _refused(program: str, said: str) -> int:
+    if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
+        print(f"{program}: {said}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+def _of_disk_or_network(error: BaseException) -> str | None:
+    """What to say of an error that no program can prevent, wherever a library met it; None, if it is of another kind."""
+    from safetensors import SafetensorError
+
+    from hf_glmd.utils.files import disk_error, one_line_of
+
+    again = f"Then run it again: {shlex.join(['hf-glmd', *sys.argv[1:]])}"
+    while error is not None:
+        if isinstance(error, OSError) and (remedy := disk_error(error)):
+            where = f"'{error.filename}'" if error.filename else "a file"
+            return f"{where} cannot be written or read: {one_line_of(error)}. {remedy} {again}"
+        if isinstance(error, SafetensorError):
+            full = "No space left" in str(error)
+            remedy = "Make room on the disk." if full else "A file of weights is damaged: copy or write it once more."
+            return f"{one_line_of(error)}. {remedy} {again}"
+        if isinstance(error, MemoryError):
+            return f"there is not enough memory. Use smaller batches, fewer texts or shorter rows. {again}"
+        error = error.__cause__  # type: ignore[assignment]
+    return None
 
 
 def _say(text: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.card import TAGS, card_metadata, named_in_usage
+from hf_glmd.utils.files import SUMS, check_sums, summed
 
 CARD = "README.md"
 
@@ -23,8 +24,19 @@ TRAINING_STATE = (
 )
 """What only a Trainer that goes on needs; training_args.bin is a pickle besides, which nobody should have to load."""
 
-LEFT_OUT = (*TRAINING_STATE, "checkpoint-*", "runs", "_*", ".*", "*.part", "__pycache__")
-"""Names, of files and folders, that are not part of a model."""
+PUSHED = (
+    *("README.md", "config.json", "generation_config.json", "adapter_config.json", "model*.safetensors", "adapter_model*"),
+    *("*.safetensors.index.json", "pytorch_model*.bin*", "tokenizer*.json", "chat_template*", "additional_chat_templates/*"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "original_tokenizer/*"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "vocab_map.safetensors"),
+    *("vocab_report.json", "vocabulary.png", "plots/*.png", "report.html", "task.json"),
+    *("LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*", "*USE_POLICY*"),
+)
+"""Paths that belong to a model. Beside them goes what the folder's list of sums names, which is what we wrote into it."""
+
+NEVER = (*TRAINING_STATE, "*.jsonl", "*.pem", "*.key", "id_*", "*credential*", "*counts*.safetensors", "done.json", "run.json")
+"""Of a folder that we wrote, too: states of training, data, and what may hold a secret or the text of a corpus."""
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_config.json")
 """Of a model in Hub format."""
@@ -33,31 +45,63 @@ OUR_FILES = ("vocab_map.safetensors", "vocab_report.json")
 
 
 def files_to_push(folder: Path) -> dict[str, Path]:
-    """As `find_files`. Raises: UsageError, there is no such folder, or nothing in it."""
+    """As `find_files`. Raises: UsageError, there is no such folder, nothing in it, or a file is not what was written."""
     if not folder.is_dir():
         raise UsageError(f"'{folder}' is {'a file' if folder.exists() else 'not there'}. Give the folder of a model.")
     if not (found := find_files(folder)):
-        raise UsageError(f"'{folder}' holds nothing that could be pushed. Give the folder of a model.")
+        raise UsageError(f"'{folder}' holds nothing that could be pushed. {_model_inside(folder)}")
+    check_sums(folder)
     return found
 
 
-def find_files(folder: Path, left_out: Sequence[str] = LEFT_OUT) -> dict[str, Path]:
-    """Path in the repository -> file, sorted.
+def find_files(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, sorted: of the files of a folder those that belong to a model.
 
-    Args:
-        left_out: patterns of names of files and folders.
+    Raises: UsageError, one of them is a link that leads out of the folder, or nowhere.
     """
+    ours = summed(folder)
+    names = [
+        name
+        for name in _paths(folder)
+        if (name in ours or _matches(name, PUSHED)) and not any(_matches(part, NEVER) for part in name.split("/"))
+    ]
+    return {name: _own_file(folder, name) for name in names if name != SUMS}
 
-    def goes(name: str) -> bool:
-        return not any(fnmatch.fnmatch(name, pattern) for pattern in left_out)
 
-    found = {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = filter(goes, folders)  # not looked into: others may be writing there
-        for name in filter(goes, names):
-            path = Path(place, name)
-            found[path.relative_to(folder).as_posix()] = path
-    return dict(sorted(found.items()))
+def files_that_stay(folder: Path, found: Iterable[str]) -> list[str]:
+    """What lies in the folder and is not pushed, our own list of sums and hidden files aside."""
+    return [name for name in _paths(folder) if name not in {*found, SUMS}]
+
+
+def checkpoint_files(checkpoint: Path) -> dict[str, Path]:
+    """Path -> file, sorted, of everything that a Trainer needs to go on from a checkpoint."""
+    return {name: _own_file(checkpoint, name) for name in _paths(checkpoint)}
+
+
+def _paths(folder: Path) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        # Checkpoints and logs are not looked into: others may be writing there.
+        folders[:] = [name for name in folders if not (name == "runs" or name.startswith(("checkpoint-", ".", "_")))]
+        found += [Path(parent, name).relative_to(folder).as_posix() for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """Raises: UsageError, it is no file of this folder."""
+    path = folder / name
+    target, inside = path.resolve(), folder.resolve()
+    if inside.parent.name == "snapshots":  # of the Hub's cache, whose files are links to ../../blobs
+        inside = inside.parent.parent
+    if not target.is_relative_to(inside):
+        raise UsageError(f"'{path}' is a link to '{target}', outside of the folder: put a copy in its place, or remove it.")
+    if not target.is_file():
+        raise UsageError(f"'{path}' is no file that could be sent: {'a link to nothing' if path.is_symlink() else 'remove it'}.")
+    return path
 
 
 def check_ours(folder: Path, files: Sequence[str]) -> None:
@@ -66,9 +110,13 @@ def check_ours(folder: Path, files: Sequence[str]) -> None:
         CARD in files and set(TAGS) & set(card_metadata(folder / CARD).get("tags") or [])
     ):
         return
+    wanted = f"it has neither {OUR_FILES[0]} nor its card"
+    raise UsageError(f"'{folder}' is no model or vocabulary of hf_glmd: {wanted}. {_model_inside(folder)}")
+
+
+def _model_inside(folder: Path) -> str:
     inside = next((name for name in ("student", "model") if (folder / name / CARD).is_file()), None)
-    remedy = f"Its model is in '{folder / inside}': push that." if inside else "Push one that hf_glmd has written."
-    raise UsageError(f"'{folder}' is no model or vocabulary of hf_glmd: it has neither {OUR_FILES[0]} nor its card. {remedy}")
+    return f"Its model is in '{folder / inside}': push that." if inside else "Push one that hf_glmd has written."
 
 
 def content_of(name: str, path: Path, repo: str) -> Path | bytes:

@@ -9,13 +9,13 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_glmd import __version__
 from hf_glmd.errors import UsageError
-from hf_glmd.hub.folder import OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_to_push
+from hf_glmd.hub.folder import OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_that_stay, files_to_push
 from hf_glmd.hub.options import PushOptions
 from hf_glmd.reports.card import TAGS
 from hf_glmd.utils.text import markdown_table
@@ -37,12 +37,14 @@ class PushResult:
     Attributes:
         repo, revision: where to.
         files: path in the repository -> bytes.
+        left_out: what lies in the folder and is no part of a model.
         commit, url: of the commit; None under `dry_run`.
     """
 
     repo: str
     revision: str
     files: dict[str, int]
+    left_out: list[str] = field(default_factory=list)
     commit: str | None = None
     url: str | None = None
 
@@ -55,7 +57,8 @@ class PushResult:
         rows = [(name, f"{size:,}") for name, size in self.files.items()]
         where = f"{self.repo}, branch {self.revision}"
         told = f"Would go to {where}. Nothing was sent." if self.commit is None else f"Pushed to {where}: {self.url}"
-        return f"{markdown_table([*rows, ('in all', f'{self.bytes:,}')], ['file', 'bytes'], 'lr')}\n\n{told}"
+        stays = f"\nNot pushed, no part of a model: {', '.join(self.left_out)}." if self.left_out else ""
+        return f"{markdown_table([*rows, ('in all', f'{self.bytes:,}')], ['file', 'bytes'], 'lr')}\n\n{told}{stays}"
 
 
 def push_folder(options: PushOptions, token: str | None = None, later: str | None = None) -> PushResult:
@@ -74,13 +77,13 @@ def push_folder(options: PushOptions, token: str | None = None, later: str | Non
     contents = {name: content_of(name, path, target.repo) for name, path in files.items()}
     sizes = {name: len(part) if isinstance(part, bytes) else part.stat().st_size for name, part in contents.items()}
     if options.dry_run:
-        return PushResult(target.repo, target.revision, sizes)
+        return PushResult(target.repo, target.revision, sizes, files_that_stay(folder, files))
     target.check()
     check_no_token(files, target.token)
     if "/" not in options.repo:  # the card names the repository by the user's name, too, which is known now
         contents = {name: content_of(name, path, target.repo) for name, path in files.items()}
     commit = target.push(contents, options.message, options.private or None)
-    return PushResult(target.repo, target.revision, sizes, commit.oid, commit.commit_url)
+    return PushResult(target.repo, target.revision, sizes, files_that_stay(folder, files), commit.oid, commit.commit_url)
 
 
 def check_push(options: PushOptions, token: str | None = None) -> None:

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hf_glmd.errors import UsageError
+from hf_glmd.utils.files import check_sums
 from hf_glmd.utils.remote_code import REMEDY, reason, trust_remote_code
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def load_config(name_or_path: str | PathLike[str], revision: str | None = None):
     """The configuration of a Hub model or a folder, which may hold adapters alone. Raises: UsageError, there is none."""
     if is_adapter(name_or_path):
         name_or_path, revision = base_of(name_or_path)
+    check_sums(name_or_path)  # of a folder that we wrote, and that is to be read next
     try:
         return AutoConfig.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=trust_remote_code())
     except (OSError, ValueError, ImportError) as error:

@@ -189,6 +189,7 @@ class EvaluationSection:
     curve_rows: int = _help("Held-out rows on which the KL is measured while training.", 64)
     speed_batch_sizes: list[int] = _help("Batch sizes for tokens per second.", factory=lambda: [1, 32])
     speed_length: int = _help("Tokens per row when measuring speed.", 128)
+    accept_worse: bool = _help("Publish even a student that plain text has led away from its teacher.", False)
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,11 +91,15 @@ def _fits(value: Any, option: Any, path: str) -> tuple[bool, Any]:
     if option is float:
         # YAML 1.1 reads 1e-3, which everybody writes, as a string.
         try:
-            return (True, float(value)) if isinstance(value, (int, float, str)) else (False, value)
-        except ValueError:
+            number = float(value)
+        except (ValueError, TypeError, OverflowError):
             return False, value
+        if not math.isfinite(number):
+            raise UsageError(f"{path}={_shown(value)} is not a finite number.")
+        return True, number
     if option is int and isinstance(value, str):
-        return value.lstrip("-").isdigit(), int(value) if value.lstrip("-").isdigit() else value
+        is_number = re.fullmatch("-?[0-9]{1,18}", value) is not None
+        return is_number, int(value) if is_number else value
     if origin is list and isinstance(value, list):
         return True, [converted(item, arguments[0], f"{path}[{number}]") for number, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):

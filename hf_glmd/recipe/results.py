@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -19,7 +18,6 @@ import torch
 from hf_glmd.evaluation.samples import word_samples
 from hf_glmd.evaluation.words import compare_word_predictions, model_facts
 from hf_glmd.models.loading import load_word_model
-from hf_glmd.recipe.run_folder import remove
 from hf_glmd.recipe.stages import Stages
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
 from hf_glmd.recipe.task_scoring import score_task
@@ -29,6 +27,7 @@ from hf_glmd.reports.plots import save_plots
 from hf_glmd.reports.records import STAGES, TASK_STAGES, RunRecord, TaskScores, VocabFacts, WordScores
 from hf_glmd.reports.run_card import render_card
 from hf_glmd.teachers.live import LiveTeacher
+from hf_glmd.utils.files import SUMS, remove, write_sums
 from hf_glmd.utils.system import hardware, versions
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
@@ -62,7 +61,7 @@ class Results:
         }
         student = load_word_model(self.run_folder.stages / last, dtype=torch.float32).to(self.state.device)
         tasks = [self.task_scores(task) for task in self.inputs.tasks]
-        details = json.loads((self.run_folder.stages / "student" / "done.json").read_text(encoding="utf-8"))
+        details = self.run_folder.facts(self.run_folder.stages / "student")
         listed = self.recipe.tasks is not None
         stages = self.stages.records(STAGES[:1] if listed else STAGES, None)
         before, after = self.tokens_per_text()
@@ -117,7 +116,7 @@ class Results:
         return TaskScores(**self._scored(task)["task"])
 
     def _scored(self, task: TaskInputs) -> dict[str, Any]:
-        return json.loads((self.stages.folder("scores", task) / "done.json").read_text(encoding="utf-8"))
+        return self.run_folder.facts(self.stages.folder("scores", task))
 
     def score(self, task: TaskInputs, last: str, folder: Path) -> dict[str, Any]:
         """Both models' answers to a task, in `folder`, and what they score; of a list of tasks also the student's words."""
@@ -128,8 +127,7 @@ class Results:
         scores = score_task(task, models, device, folder)
         scores.seconds = sum(stage.seconds for stage in self.stages.records(TASK_STAGES, task)) + time.monotonic() - started
         if task.section.replaced_copies:
-            copies = self.stages.folder("copies", task) / "done.json"
-            scores.seconds += json.loads(copies.read_text(encoding="utf-8"))["seconds"]
+            scores.seconds += self.run_folder.facts(self.stages.folder("copies", task))["seconds"]
         facts = {"task": dataclasses.asdict(scores)}
         if task.folder:
             general = LiveTeacher(self.inputs.load_teacher().to(device), self.stages.vocab_map)
@@ -154,20 +152,19 @@ class Results:
         """Writes student/, plots/, predictions/, students/ and, last of what counts, metrics.json, which report.html shows."""
         if self.state.is_main_process:
             unfinished, folder = self.run_folder.path / "student.part", self.run_folder.path / "student"
-            remove(unfinished)
+            for name in ("student.part", SUMS, "plots", "students", "predictions"):
+                remove(self.run_folder.path / name)
             self.save_student(last, unfinished)
             for facts, path in ((record.student, unfinished), (record.teacher, Path(self.recipe.teacher.model))):
                 files = list(path.glob("*.safetensors")) if path.is_dir() else []
                 facts.file_bytes = sum(file.stat().st_size for file in files if file.name != "vocab_map.safetensors")
                 facts.file_dtype = str(self.inputs.teacher_config.dtype or torch.float32).removeprefix("torch.")
             save_plots(record, unfinished / "plots")
-            remove(self.run_folder.path / "plots")
             shutil.copytree(unfinished / "plots", self.run_folder.path / "plots")
             self.write_card(record, unfinished, folder)
+            write_sums(unfinished)
             remove(folder)
             os.replace(unfinished, folder)
-            remove(self.run_folder.path / "students")
-            remove(self.run_folder.path / "predictions")
             for task, end in zip(self.inputs.tasks, ends, strict=True):
                 if task.folder:
                     self.publish_task_student(record, task, end)
@@ -175,6 +172,7 @@ class Results:
                     written = self.run_folder.path / "predictions" / task.folder / who
                     shutil.copytree(self.stages.folder("scores", task) / who, written)
             record.save(self.run_folder.path / "metrics.json")
+            write_sums(self.run_folder.path, leaving_out=("stages",))
             write_report(self.run_folder.path)
         self.state.wait_for_everyone()
 
@@ -193,6 +191,7 @@ class Results:
         )
         save_plots(own, folder / "plots")
         self.write_card(own, folder, folder)
+        write_sums(folder)
 
     @cached_property
     def source(self) -> SourceCard:

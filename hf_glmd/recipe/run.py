@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
+from hf_glmd.errors import UsageError
 from hf_glmd.hub.push import check_push, push_folder
 from hf_glmd.models.loading import word_model_class
 from hf_glmd.recipe.config import Recipe
@@ -20,8 +21,12 @@ from hf_glmd.recipe.run_folder import RunFolder
 from hf_glmd.recipe.stages import Stages
 from hf_glmd.recipe.student import make_first_student
 from hf_glmd.recipe.task_inputs import TaskInputs
+from hf_glmd.reports.options import REPORT_PAGE
+from hf_glmd.reports.page import write_report
 from hf_glmd.reports.records import RunRecord
 from hf_glmd.reports.run_card import terminal_table
+from hf_glmd.training.trainer import in_words_if_worse
+from hf_glmd.utils.files import SUMS, check_sums
 from hf_glmd.utils.remote_code import trusting_as_asked
 from hf_glmd.utils.system import cpu_cores
 
@@ -41,8 +46,9 @@ def run_recipe(recipe: Recipe, overwrite: bool = False, command: str = "") -> Ru
     """
     run = Run(recipe, command)
     run.check()
-    run.run_folder.claim(overwrite)
-    return run.finish()
+    with run.run_folder.held():
+        run.run_folder.claim(overwrite)
+        return run.finish()
 
 
 class Run:
@@ -75,11 +81,8 @@ class Run:
 
     def finish(self) -> RunRecord:
         """Every step that is not done yet, in order; prints the table at the end."""
-        metrics = self.run_folder.path / "metrics.json"
-        if metrics.exists():
-            self.run_folder.say("Finished earlier. Nothing to do; --overwrite starts anew.")
-            record = RunRecord.load(metrics)
-        else:
+        record = self.finished()
+        if record is None:
             set_seed(self.recipe.seed)
             self.run_folder.step(
                 "student",
@@ -94,6 +97,7 @@ class Run:
             if ends and not self.recipe.tasks:
                 previous = ends[0]
             record = self.results.measure(previous, self.command)
+            self.refuse_worse(record)
             self.results.publish(record, previous, ends)
         self.run_folder.say("\n" + terminal_table(record))
         student = self.run_folder.path / "student"
@@ -103,6 +107,38 @@ class Run:
         if (push := self.run_folder.push_options) is not None and self.inputs.state.is_main_process:
             self.run_folder.say(f"Pushed to {push.repo}: {push_folder(push).url}")
         return record
+
+    def finished(self) -> RunRecord | None:
+        """What an earlier run measured, if all that it promised is there; the page is made anew if it is missing.
+
+        Raises: UsageError, a file of the result is not what was written.
+        """
+        folder = self.run_folder.path
+        if not (folder / "metrics.json").exists() or not (folder / SUMS).exists() or not (folder / "student" / SUMS).exists():
+            return None
+        try:
+            for part in (folder, folder / "student", *(folder / "students").glob("*")):
+                check_sums(part)
+        except UsageError as error:
+            raise UsageError(
+                f"{error} Delete '{folder / SUMS}' and run the same command: the result is measured and written anew."
+            ) from error
+        self.run_folder.say("Finished earlier. Nothing to do; --overwrite starts anew.")
+        if self.inputs.state.is_main_process and not (folder / REPORT_PAGE).exists():
+            write_report(folder)
+        return RunRecord.load(folder / "metrics.json")
+
+    def refuse_worse(self, record: RunRecord) -> None:
+        """Raises: UsageError, plain text led the student away from its teacher, and nobody said that it may."""
+        after = record.words_general if self.recipe.tasks or self.recipe.task else record.words_final
+        if after is None or self.recipe.evaluation.accept_worse:
+            return
+        worse = in_words_if_worse("the KL", record.words_start.kl, after.kl, "")
+        if worse:
+            raise UsageError(
+                f"nothing is published, for {worse}Lower general.learning_rate and start anew with --overwrite, or add "
+                "--evaluation.accept_worse true."
+            )
 
     def train_task(self, task: TaskInputs, previous: str) -> str:
         """The stages of a task from the student that `previous` left, and its scores. Returns: where the last student is."""

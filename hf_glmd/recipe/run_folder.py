@@ -15,18 +15,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from hf_glmd.errors import UsageError
 from hf_glmd.hub.options import PushOptions
 from hf_glmd.recipe.config import Recipe
-from hf_glmd.utils.files import write_json
+from hf_glmd.utils.files import SUMS, check_sums, locked, read_json, remove, remove_partial, write_json, write_sums
+
+logger = logging.getLogger(__name__)
 
 OWNED = (
     "metrics.json",
@@ -37,7 +41,7 @@ OWNED = (
     "predictions",
     "plots",
     "stages",
-    "run.json.part",
+    SUMS,
     "run.json",
 )
 """What a run writes into its output folder, and all that --overwrite removes: run.json last, for it says whose the rest is."""
@@ -78,11 +82,14 @@ class RunFolder:
         begun = any(any(paths) for paths in signs)
         self.state.wait_for_everyone()
         with self.state.main_process_first():
+            if self.state.is_main_process and self.path.is_dir():
+                remove_partial(self.path)
+            self._refuse_foreign(file)
             if overwrite and self.state.is_main_process:
                 for name in OWNED:
                     remove(self.path / name)
             if file.exists():
-                difference = _first_difference(json.loads(file.read_text(encoding="utf-8")), ours)
+                difference = _first_difference(self._recipe_there(file), ours)
                 if difference and begun:
                     raise UsageError(
                         f"'{self.path}' holds a different run: {difference}. "
@@ -92,16 +99,45 @@ class RunFolder:
                     self.say(f"Going on with the run in {self.path}")
                 elif self.state.is_main_process:  # an earlier try that came to nothing, mended meanwhile
                     write_json(file, ours)
-            elif self.path.exists() and any(path.name != "run.json.part" for path in self.path.iterdir()):
-                raise UsageError(f"'{self.path}' is not empty and holds no run of ours. Give another --output_dir.")
             elif self.state.is_main_process:
                 write_json(file, ours)
         self.state.wait_for_everyone()
 
+    def _refuse_foreign(self, file: Path) -> None:
+        """Raises: UsageError, the folder is somebody else's, which --overwrite must not touch either."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--output_dir '{self.path}' is a file: name a folder.")
+        if file.exists():
+            self._recipe_there(file)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UsageError(f"'{self.path}' is not empty and holds no run of ours. Give another --output_dir.")
+
+    def _recipe_there(self, file: Path) -> dict[str, Any]:
+        remedy = f"If '{self.path}' holds a run of yours, remove it by hand; else give another --output_dir."
+        found = read_json(file, remedy)
+        if not isinstance(found, dict) or not {"teacher", "corpus", "evaluation"} <= set(found):
+            raise UsageError(f"'{file}' is no recipe that this package wrote. {remedy}")
+        return found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other run may write here meanwhile. Raises: UsageError, one does; in all processes."""
+        with ExitStack() as stack:
+            refusal: list[str | None] = [None]
+            if self.state.is_main_process:
+                try:
+                    stack.enter_context(locked(self.path))
+                except UsageError as error:
+                    refusal = [str(error)]
+            broadcast_object_list(refusal)
+            if refusal[0] is not None:
+                raise UsageError(refusal[0])
+            yield
+
     def step(self, name: str, title: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Work that is done once: its folder appears whole, with done.json, or not at all. All processes work, one writes."""
         folder, unfinished = self.stages / name, self.stages / f"{name}.part"
-        if (folder / "done.json").exists():
+        if self.is_done(folder):
             self.say(f"{title}: done earlier")
         else:
             self.say(title)
@@ -115,9 +151,24 @@ class RunFolder:
                 raise
             if self.state.is_main_process:
                 write_json(unfinished / "done.json", facts)
+                write_sums(unfinished)
                 os.replace(unfinished, folder)
         self.state.wait_for_everyone()
-        return json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        return self.facts(folder)
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether a step was finished. Raises: UsageError, what it left is not there any more, or damaged."""
+        if not (folder / "done.json").exists():
+            return False
+        try:
+            check_sums(folder)
+        except UsageError as error:
+            raise UsageError(f"{error} To do this step again, delete '{folder}' and what was made from it.") from error
+        return True
+
+    def facts(self, folder: Path) -> Any:
+        """What a finished step says of itself."""
+        return read_json(folder / "done.json", f"Delete '{folder}', and run the same command again: it does this step once more.")
 
     def say(self, text: str) -> None:
         if self.state.is_main_process:
@@ -125,30 +176,26 @@ class RunFolder:
 
 
 def last_complete_checkpoint(folder: Path, remove_others: bool = False) -> Path | None:
-    """The newest checkpoint that was written to its end.
+    """The newest checkpoint that was written to its end and is as it was written.
 
-    The Trainer writes trainer_state.json last: a checkpoint without it is one that the process was killed in.
+    The Trainer writes trainer_state.json last but for our list of sums: a checkpoint without it is one that the process was
+    killed in. A damaged one is named in a warning, and the one before it is taken.
 
     Args:
-        remove_others: delete the unfinished ones.
+        remove_others: delete the unfinished and the damaged ones.
     """
-    complete = []
-    for path in folder.glob("checkpoint-*"):
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
         try:
+            check_sums(path)
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            complete.append(path)
+            return path
+        except UsageError as error:
+            logger.warning("%s Going on without this checkpoint.", error)
         except (OSError, ValueError):
-            if remove_others:
-                remove(path)
-    return max(complete, key=lambda path: int(path.name.split("-")[-1]), default=None)
-
-
-def remove(path: Path) -> None:
-    """A file, a link or a whole folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            pass
+        if remove_others:
+            remove(path)
+    return None
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
 import signal
 import time
@@ -28,7 +28,7 @@ from hf_glmd.data.packing import pack_blocks
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_word_model, with_new_adapter
 from hf_glmd.recipe.inputs import Inputs
-from hf_glmd.recipe.run_folder import RunFolder, last_complete_checkpoint, remove
+from hf_glmd.recipe.run_folder import RunFolder, last_complete_checkpoint
 from hf_glmd.recipe.stage_cache import cached_stage, rows_of_training
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
 from hf_glmd.reports.records import STAGES, TASK_STAGES, StageRecord
@@ -36,11 +36,11 @@ from hf_glmd.tasks.scoring import sequences
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.live import LiveTeacher
 from hf_glmd.training.callbacks import show_progress
-from hf_glmd.training.config import GLMDConfig
+from hf_glmd.training.config import GLMDConfig, number_mistakes
 from hf_glmd.training.task_teacher import GoldAnswerTrainer
 from hf_glmd.training.token_mean import TokenMeanTrainer
 from hf_glmd.training.trainer import GLMDTrainer
-from hf_glmd.utils.files import write_json
+from hf_glmd.utils.files import read_json, remove, write_json, write_sums
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.vocab_map import VocabMap
 
@@ -95,10 +95,11 @@ class Stages:
     def train(self, name: str, previous: str | None, task: TaskInputs | None = None) -> None:
         """One training stage, from the student that `previous` left (None: from the teacher, on the task's labels)."""
         folder, title = self.folder(name, task), TITLES[name] + (task.label if task else "")
-        if (folder / "done.json").exists():
-            self.run_folder.say(f"{title}: done earlier")
-            return
         checkpoints = folder / "checkpoints"
+        if self.run_folder.is_done(folder):
+            self.run_folder.say(f"{title}: done earlier")
+            self._tidy(folder)
+            return
         with self.state.main_process_first():
             checkpoint = last_complete_checkpoint(checkpoints, remove_others=self.state.is_main_process)
         clock = _Clock(checkpoints / "seconds.json", fresh=checkpoint is None)
@@ -114,10 +115,16 @@ class Stages:
         trainer.save_model(str(folder))
         self.state.wait_for_everyone()
         if self.state.is_main_process:
+            write_sums(folder, leaving_out=(checkpoints.name, CACHE_FOLDER, "done.json"))
             write_json(folder / "done.json", dataclasses.asdict(self._record(name, trainer, clock.seconds)))
-            remove(checkpoints)
-            remove(folder / CACHE_FOLDER)
+        self._tidy(folder)
         self.state.wait_for_everyone()
+
+    def _tidy(self, folder: Path) -> None:
+        """Removes what a finished stage needs no more."""
+        if self.state.is_main_process:
+            remove(folder / "checkpoints")
+            remove(folder / CACHE_FOLDER)
 
     def replace_words(self, task: TaskInputs, folder: Path) -> dict[str, Any]:
         """Writes copies of a task's examples in which the general teacher has replaced words; the first process does."""
@@ -211,6 +218,8 @@ class Stages:
             chosen = getattr(self.recipe, name) | (task.section.stage(name) if task else {})
             options |= {f"save_{part}": options[f"eval_{part}"] for part in ("strategy", "steps") if f"save_{part}" not in chosen}
         try:
+            if name == "task_teacher" and (mistakes := number_mistakes(options)):
+                raise UsageError("; ".join(mistakes) + ".")
             if name == "task_teacher":
                 return TrainingArguments(**options)
             objective = "soft_label" if name == "task_answers" else "word_prediction"
@@ -243,8 +252,8 @@ class Stages:
 
     def records(self, names: Sequence[str], task: TaskInputs | None) -> list[StageRecord]:
         """What the finished stages of those names left in their done.json."""
-        files = [self.folder(name, task) / "done.json" for name in names if getattr(self.recipe, name) is not None]
-        return [StageRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        folders = [self.folder(name, task) for name in names if getattr(self.recipe, name) is not None]
+        return [StageRecord(**self.run_folder.facts(folder)) for folder in folders]
 
     @cached_property
     def vocab_map(self) -> VocabMap | None:
@@ -261,7 +270,10 @@ class _Clock(TrainerCallback):
 
     def __init__(self, file: Path, fresh: bool) -> None:
         self.file = file
-        self.before = 0.0 if fresh or not file.exists() else json.loads(file.read_text(encoding="utf-8"))["seconds"]
+        self.before = 0.0
+        if not fresh and file.exists():
+            with contextlib.suppress(UsageError, KeyError, TypeError, ValueError):  # of no weight: it must not end a run
+                self.before = float(read_json(file, "")["seconds"])
         self.started = time.monotonic()
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.records import STAGES, RunRecord, StageRecord, TaskScores
 from hf_glmd.reports.vocab_report import REPORT_FILE, VocabReport
+from hf_glmd.utils.files import check_sums
 
 RUN_FILE, METRICS_FILE, LOG_FILE, CACHE_FILE = "run.json", "metrics.json", "trainer_state.json", "cache.json"
 MAP_FILE = "vocab_map.safetensors"
@@ -151,6 +152,7 @@ def read_folder(directory: Path) -> FolderFacts:
     """
     if not directory.is_dir():
         raise UsageError(f"'{directory}' is not a folder: name one that this package wrote.")
+    check_sums(directory)
     run = _run_around(directory)
     if run is not None:
         facts = _read_run(run)

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_glmd.errors import UsageError
 from hf_glmd.reports.card import PAPER_URL, REMOVED, TEMPLATES, display_name, without_token
 from hf_glmd.reports.charts import BubbleChart, LineChart, Series, bubble_chart, line_chart
 from hf_glmd.reports.folder import CacheFacts, CheckpointFacts, FolderFacts, StageFacts, read_folder
@@ -23,6 +22,7 @@ from hf_glmd.reports.records import RunRecord, TaskScores, gained, retained_shar
 from hf_glmd.reports.run_card import OBJECTIVES, comparison_rows
 from hf_glmd.reports.tail import tail_title
 from hf_glmd.reports.vocab_report import VocabReport
+from hf_glmd.utils.files import replaced
 from hf_glmd.utils.text import bytes_in_words, duration, percent, percent_of, short, visible
 
 MAX_DOTS = 40
@@ -32,25 +32,24 @@ TAIL_ROWS = 40
 """Points of the long tail in its table of numbers."""
 
 
-def write_report(directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+def write_report(
+    directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, name: str | None = None
+) -> Path:
     """Writes a page about everything that a folder holds; it replaces an older one.
 
     Args:
         directory: what a recipe, `hf-glmd shrink`, `GLMDTrainer` or a teacher's cache wrote, or a folder inside of a run.
         output: the file. None: `report.html` in the folder.
+        name: what the page calls the folder. None: as it is called.
     Returns: the file.
     Raises: UsageError, the folder is missing or holds nothing of ours, or a file of it cannot be read.
     """
     directory = Path(directory)
-    page = render_report(read_folder(directory))
+    facts = read_folder(directory)
+    page = render_report(facts if name is None else dataclasses.replace(facts, name=name))
     path = Path(output) if output is not None else directory / REPORT_PAGE
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UsageError(f"'{path}' cannot be written ({error.strerror}): name another file with --output.") from error
     return path
 
 

@@ -132,6 +132,13 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
     Raises: UsageError, something is missing or does not fit, or could not be pushed; the folder is complete then. RuntimeError,
         the verification found a difference, which is a bug.
     """
+    from hf_glmd.utils.files import locked
+
+    with locked(options.output):
+        return _shrink(options, progress, command)
+
+
+def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResult:
     # Loaded here, for `hf-glmd shrink --help` reads the options above and needs none of it.
     from hf_glmd.hub.options import PushOptions
     from hf_glmd.hub.push import check_push, push_folder
@@ -187,7 +194,7 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
             command=command,
             verified=verified.summary(),
         )
-    write_report(options.output)
+        write_report(folder, name=Path(options.output).name)
     pushed = push_folder(push) if push is not None else None
     return ShrinkResult(options.output, vocab.report, verified, sorted(carried.names.values()), carried.left, pushed)
 
@@ -195,8 +202,12 @@ def shrink_checkpoint(options: ShrinkOptions, progress: bool = True, command: st
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output '{output}' is a file: name a folder.")
-    if not overwrite and output.is_dir() and any(output.iterdir()):
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not overwrite:
         raise UsageError(f"--output '{output}' is not empty: name another folder, or add --overwrite.")
+    if not any((output / name).is_file() for name in ("vocab_report.json", "vocab_map.safetensors")):
+        raise UsageError(f"--output '{output}' is no model that hf-glmd shrink wrote, and stays: name another folder.")
 
 
 def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShrinker:

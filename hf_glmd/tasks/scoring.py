@@ -19,6 +19,7 @@ from hf_glmd.data.collators import CandidateCollator
 from hf_glmd.tasks.candidates import LogitsAt, candidate_log_probs
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.formats import label_lines
+from hf_glmd.utils.files import replaced
 
 
 @torch.no_grad()
@@ -188,8 +189,6 @@ def write_predictions(
     else:
         name, lines = task.official.file_name(split), task.official.lines(indices, answers)
     path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(unfinished, path)
+    with replaced(path) as unfinished:
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path

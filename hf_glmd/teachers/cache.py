@@ -46,6 +46,7 @@ from hf_glmd.models.heads import HeadInputs, is_masked_lm
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.cache_files import (
     HEAD_FILE,
+    REMEDY,
     SETTINGS_FILE,
     WHOLE_FILE,
     Index,
@@ -54,11 +55,9 @@ from hf_glmd.teachers.cache_files import (
     as_bytes,
     begin,
     read_head,
-    read_json,
     read_settings,
     shard_names,
     write_head,
-    write_json,
 )
 from hf_glmd.teachers.cache_format import (
     CacheSettings,
@@ -69,6 +68,7 @@ from hf_glmd.teachers.cache_format import (
     settings_of,
 )
 from hf_glmd.teachers.keys import differences, missing_rows, row_keys, teachers_ids
+from hf_glmd.utils.files import read_json, sha256, write_json
 from hf_glmd.vocab.counting import tokenizer_fingerprint
 from hf_glmd.vocab.vocab_map import VocabMap
 
@@ -171,7 +171,8 @@ class TeacherCache(Teacher):
             names = shard_names(directory)
             if not names:
                 raise UsageError("no position of the batches counts, so there is nothing to cache. Give it text to predict.")
-            write_json(directory / WHOLE_FILE, {"shards": names})
+            sums = {file: sha256(directory / file) for file in (SETTINGS_FILE, HEAD_FILE) if (directory / file).exists()}
+            write_json(directory / WHOLE_FILE, {"shards": names, "sha256": sums})
         state.wait_for_everyone()
         return cls.load(directory, vocab_map)
 
@@ -182,7 +183,7 @@ class TeacherCache(Teacher):
         vocab_map: VocabMap | None = None,
         *,
         fingerprint: Mapping[str, Any] | None = None,
-        verify: bool = False,
+        verify: bool = True,
     ) -> TeacherCache:
         """Opens what `build` wrote.
 
@@ -190,7 +191,7 @@ class TeacherCache(Teacher):
             directory: the cache.
             vocab_map: the student's vocabulary. None: that of the batches it was built from was the teacher's.
             fingerprint: what it has to have been made from, as in `check`.
-            verify: read every byte and compare checksums, not only sizes.
+            verify: read every byte and compare checksums. False: sizes alone, for a cache that takes long to read.
         Raises: UsageError, there is no cache or an unfinished one, a shard is missing or corrupt, it was made from something
             else, or the vocabulary does not fit.
         """
@@ -200,7 +201,11 @@ class TeacherCache(Teacher):
             raise UsageError(
                 f"the cache '{directory}' is unfinished. Build it again with the same settings: it goes on where it was."
             )
-        names = read_json(directory / WHOLE_FILE)["shards"]
+        whole = read_json(directory / WHOLE_FILE, REMEDY)
+        for file, wanted in whole.get("sha256", {}).items():
+            if not (directory / file).is_file() or sha256(directory / file) != wanted:
+                raise UsageError(f"'{directory / file}' is missing or corrupt: it is not what was written. {REMEDY}")
+        names = tqdm(whole["shards"], desc="Checking the cache", disable=not verify, delay=2.0)
         cache = cls(directory, settings, [Shard(directory, name, verify) for name in names], vocab_map)
         if fingerprint is not None:
             cache.check(fingerprint)

@@ -7,12 +7,9 @@ count once the .json beside them is there, which is written last; `whole.json` l
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +21,11 @@ from hf_glmd.errors import UsageError
 from hf_glmd.models.heads import HeadInputs
 from hf_glmd.teachers.cache_format import VERSION, CacheSettings
 from hf_glmd.teachers.keys import differences
+from hf_glmd.utils.files import one_line_of, read_json, remove_partial, replaced, sha256, write_json
 from hf_glmd.vocab.vocab_map import VocabMap
 
 SETTINGS_FILE, HEAD_FILE, WHOLE_FILE = "cache.json", "head.safetensors", "whole.json"
+REMEDY = "Delete it, and build the cache again with the same settings."
 
 
 class Writer:
@@ -56,7 +55,7 @@ class Writer:
             self.number += 1
         write_tensors(file, tensors | self.per_shard)
         facts = {"rows": len(tensors["keys"]), "positions": int(tensors["lengths"].sum())}
-        write_json(file.with_suffix(".json"), {**facts, "bytes": file.stat().st_size, "sha256": _sha256(file)})
+        write_json(file.with_suffix(".json"), {**facts, "bytes": file.stat().st_size, "sha256": sha256(file)})
         self._forget()
 
 
@@ -71,17 +70,22 @@ class Shard:
         remedy = f"Delete '{facts_file}' if it is there, and build the cache again with the same settings: it mends that shard."
         if not facts_file.exists() or not file.exists():
             raise UsageError(f"shard '{file}' is missing. {remedy}")
-        facts = read_json(facts_file)
-        self.rows, self.positions, self.file_bytes = facts["rows"], facts["positions"], facts["bytes"]
+        facts = read_json(facts_file, remedy)
+        try:
+            self.rows, self.positions, self.file_bytes = facts["rows"], facts["positions"], facts["bytes"]
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"'{facts_file}' is damaged: it lacks {error}. {remedy}") from error
         if file.stat().st_size != self.file_bytes:
             raise UsageError(f"shard '{file}' has {file.stat().st_size} bytes, {self.file_bytes} were written. {remedy}")
-        if verify and _sha256(file) != facts["sha256"]:
+        if verify and sha256(file) != facts["sha256"]:
             raise UsageError(f"shard '{file}' is corrupt: its checksum differs from the one written. {remedy}")
         try:
             with safe_open(file, "pt") as reader:
                 self.tensors = {name: reader.get_tensor(name) for name in reader.keys()}
         except SafetensorError as error:
             raise UsageError(f"shard '{file}' is corrupt ({error}). {remedy}") from error
+        if (self.rows, self.positions) != (len(self.tensors["keys"]), int(self.tensors["lengths"].sum())):
+            raise UsageError(f"'{facts_file}' is damaged: it counts other rows than '{file}' holds. {remedy}")
 
     def at(self, places: Tensor) -> dict[str, Tensor]:
         """What is stored for some positions, int64 [n]; and for all of the shard."""
@@ -128,18 +132,20 @@ def begin(directory: Path, settings: CacheSettings) -> None:
     else:
         write_json(directory / SETTINGS_FILE, dataclasses.asdict(settings))
     (directory / WHOLE_FILE).unlink(missing_ok=True)
-    for partial in directory.glob(".*.partial"):
-        partial.unlink()
+    remove_partial(directory)
 
 
 def read_settings(directory: Path) -> CacheSettings:
     file = directory / SETTINGS_FILE
     if not file.exists():
         raise UsageError(f"there is no cache at '{directory}'. Write one with TeacherCache.build first.")
-    content = read_json(file)
+    content = read_json(file, REMEDY)
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise UsageError(f"'{file}' does not describe a cache of version {VERSION}, which this package reads: build it again.")
-    return CacheSettings(**content)
+    try:
+        return CacheSettings(**content)
+    except TypeError as error:
+        raise UsageError(f"'{file}' is damaged ({one_line_of(error)}). {REMEDY}") from error
 
 
 def shard_names(directory: Path) -> list[str]:
@@ -172,33 +178,5 @@ def read_head(directory: Path, vocab_map: VocabMap | None) -> HeadInputs:
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    partial = _partial(file)
-    save_file(tensors, partial, metadata)  # of one entry at most, for their order changes from run to run
-    os.replace(partial, file)
-
-
-def write_json(file: Path, content: Any) -> None:
-    partial = _partial(file)
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, file)
-
-
-def read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"'{file}' cannot be read ({error}). Delete it, and build the cache again with the same settings."
-        ) from error
-
-
-def _partial(file: Path) -> Path:
-    return file.with_name(f".{file.name}.{os.getpid()}.partial")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as reader:
-        while block := reader.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
+    with replaced(file) as unfinished:
+        save_file(tensors, unfinished, metadata)  # of one entry at most, for their order changes from run to run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,35 @@ from hf_glmd.training.objectives.kinds import default_temperatures
 
 LOWER_IS_BETTER = ("loss", "kl", "cross_entropy", "perplexity", "absolute_difference")
 """Ends of the names of metrics that are to fall; all others that are reported are to rise."""
+
+TEMPERATURES = (0.01, 1000.0)
+"""Outside of these, losses and gradients vanish in fp32, and training goes on without a word."""
+
+_LEAST = {
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "adam_beta1", "adam_beta2"), 0),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("warmup_steps", "dataloader_num_workers", "num_train_epochs", "logging_steps", "seed"), 0),
+}
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
+
+
+def number_mistakes(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the numbers among training arguments, whose own checks let most of it pass.
+
+    Args:
+        options: name of a field of `TrainingArguments` -> its value.
+    """
+    mistakes = []
+    for name, value in options.items():
+        if isinstance(value, str) and name in _LEAST:
+            continue  # the arguments say of which type it has to be
+        if isinstance(value, float) and not math.isfinite(value):
+            mistakes.append(f"{name}={value} is not a finite number")
+        elif name in _LEAST and value is not None and value < _LEAST[name]:
+            mistakes.append(f"{name}={value} is too small, use {_LEAST[name]} or more")
+        elif name in _BELOW_ONE and value >= 1:
+            mistakes.append(f"{name}={value} is out of range, use less than 1")
+    return mistakes
 
 
 @dataclass
@@ -98,10 +129,14 @@ class GLMDConfig(TrainingArguments):
             "Checkpoints hold the adapters in any case."
         },
     )
+    accept_worse: bool = field(
+        default=False,
+        metadata={"help": "Also push a student that is further from its teacher than it was at its start."},
+    )
     text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
 
     def __post_init__(self) -> None:
-        mistakes = []
+        mistakes = number_mistakes(vars(self))
         temperatures = default_temperatures()
         if self.objective not in temperatures:
             names = " or ".join(f"'{name}'" for name in temperatures)
@@ -114,8 +149,14 @@ class GLMDConfig(TrainingArguments):
                     f"mask_share={self.mask_share} is the former name of mlm_probability={self.mlm_probability}, give one of them"
                 )
             self.mlm_probability, self.mask_share = self.mask_share, None
-        if self.temperature is not None and not self.temperature > 0:
+        low, high = TEMPERATURES
+        if self.temperature is not None and self.temperature <= 0:
             mistakes.append(f"temperature={self.temperature} is not positive, the paper uses 15.0 for words and 1.0 for answers")
+        elif self.temperature is not None and not low <= self.temperature <= high:
+            mistakes.append(
+                f"temperature={self.temperature} is out of range, use {low} to {high:.0f}: far below, softmaxes are one-hot, "
+                "far above, they are flat; the paper uses 15.0 for words and 1.0 for answers"
+            )
         if self.positions not in ("all", "masked", "labels"):
             mistakes.append(f"positions='{self.positions}' is unknown, use 'all', 'masked' or 'labels'")
         if self.mlm_probability is not None and not 0 <= self.mlm_probability < 1:

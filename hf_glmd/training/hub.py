@@ -17,7 +17,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
 from hf_glmd.errors import UsageError
-from hf_glmd.hub.folder import CARD, content_of, files_to_push, find_files
+from hf_glmd.hub.folder import CARD, checkpoint_files, content_of, files_to_push, find_files
 from hf_glmd.hub.push import HubTarget
 from hf_glmd.reports.card import SourceCard
 from hf_glmd.reports.training_card import Sizes, training_card
@@ -37,6 +37,10 @@ class PublishingTrainer(TokenMeanTrainer):
 
     began: float | None = None
     """When training began, by the monotonic clock. None: not yet, or not here, for it went on from a checkpoint."""
+
+    def worse_than_at_start(self) -> str | None:
+        """What to say of a training that made the model worse; None: it did not."""
+        return None
 
     student_sizes: Sizes
     teacher_sizes: Sequence[Sizes] = ()
@@ -133,6 +137,8 @@ class PublishingTrainer(TokenMeanTrainer):
         Returns: `huggingface_hub.CommitInfo`, or a future of one; None on all processes but the first.
         Raises: UsageError, it failed.
         """
+        if (worse := self.worse_than_at_start()) and not self.args.accept_worse:
+            raise UsageError(f"nothing is pushed, for {worse} To push it all the same, pass accept_worse=True.")
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
@@ -153,6 +159,9 @@ class PublishingTrainer(TokenMeanTrainer):
         strategy, args = self.args.hub_strategy, self.args
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
+        if (worse := self.worse_than_at_start()) and not args.accept_worse:
+            logger.warning("The checkpoint of step %d is not pushed, for %s", self.state.global_step, worse)
+            return
         if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
@@ -163,7 +172,7 @@ class PublishingTrainer(TokenMeanTrainer):
         files = find_files(output) | find_files(checkpoint)
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            files |= {f"{name}/{path}": file for path, file in find_files(checkpoint, left_out=()).items()}
+            files |= {f"{name}/{path}": file for path, file in checkpoint_files(checkpoint).items()}
         # Rotation deletes checkpoints that are still on their way, and a card beside them is written anew: these stay.
         staged = Path(tempfile.mkdtemp(prefix="_push-", dir=output))
         target = self._target(None)

@@ -6,17 +6,20 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, IntervalStrategy, rotate_checkpoints
 
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
 from hf_glmd.models.distributed import check_distribution, gathered, load_whole_unless_asked, shardable
 from hf_glmd.training.callbacks import StopOnSignal
+from hf_glmd.utils.files import check_sums, read_json, write_json, write_sums
 from hf_glmd.utils.system import peak_memory_mib
 
 
@@ -40,6 +43,8 @@ class TokenMeanTrainer(Trainer):
         load_whole_unless_asked(self.accelerator.state.deepspeed_plugin)
         check_distribution(self.accelerator, self.args, self.model)
         self._scores: dict[str, Tensor] = {}
+        self._window: list[tuple[dict[str, Any], Tensor]] = []
+        self.args.logging_nan_inf_filter = False  # it logs 0 for a loss that is not finite, where training stops here
         self.signal = StopOnSignal()
         self.add_callback(self.signal)
 
@@ -85,7 +90,43 @@ class TokenMeanTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = dropped
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """One forward and backward pass. Raises: UsageError, the loss is no finite number; on all processes together."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # Before the optimizer's step, once per step: where the Trainer looks for the same, and logs 0 instead.
+        self._window.append((inputs, loss.detach().isfinite().all()))
+        if self.accelerator.sync_gradients:
+            window, self._window = self._window, []
+            self._refuse_non_finite(window)
+        return loss
+
+    def _refuse_non_finite(self, window: list[tuple[dict[str, Any], Tensor]]) -> None:
+        finite = torch.stack([finite for _, finite in window])
+        if self.accelerator.gather(finite.all().view(1)).all():
+            return
+        step, folder = self.state.global_step + 1, Path(self.args.output_dir) / "not_finite"
+        if not finite.all():
+            folder.mkdir(parents=True, exist_ok=True)
+            inputs, _ = window[int(finite.int().argmin())]
+            batch = {name: value.detach().cpu().contiguous() for name, value in inputs.items() if isinstance(value, Tensor)}
+            save_file(batch, folder / f"batch-{self.args.process_index}.safetensors", metadata={"step": str(step)})
+        raise UsageError(
+            f"the loss is not finite at step {step}, so training has stopped before it changed the weights; the batch is in "
+            f"'{folder}'. Lower learning_rate (now {self.args.learning_rate}) or max_grad_norm (now {self.args.max_grad_norm}), "
+            "or train in bf16 or fp32 instead of fp16."
+        )
+
+    def _refuse_non_finite_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Raises: UsageError, a weight is no finite number: what is written is used, resumed from or published."""
+        broken = [name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()]
+        if broken:
+            raise UsageError(
+                f"{len(broken)} weights of the student are not finite after step {self.state.global_step}, '{broken[0]}' among "
+                f"them: nothing is saved. Lower learning_rate (now {self.args.learning_rate}), and go on from a checkpoint."
+            )
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        self._refuse_non_finite_weights(dict(self.model.named_parameters()) if state_dict is None else state_dict)
         if state_dict is not None:
             # Gathered from the processes, tied weights are one tensor no more, and would be saved twice.
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
@@ -144,9 +185,50 @@ class TokenMeanTrainer(Trainer):
             sums = torch.stack([value.detach().where(there, 0.0).double().sum(), there.double().sum()])
             self._scores[name] = self._scores[name] + sums if name in self._scores else sums
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(resume_from_checkpoint, str):
+            check_sums(resume_from_checkpoint)
         self._start_clock()
-        return super().train(*args, **kwargs)
+        scored_first, self.args.eval_on_start = self.args.eval_on_start, self.args.eval_on_start and not resume_from_checkpoint
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = scored_first
+
+    def _run_epoch(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last step, after which the Trainer takes one more
+            self.control.should_training_stop = True
+            return
+        if resume_from_checkpoint is not None and self.state.global_step == self._initial_global_step:
+            self._read_window(Path(resume_from_checkpoint))
+        super()._run_epoch(*args, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    # The loss since the last log, without which the first log after a resumed step would be a mean over fewer steps
+
+    def _window_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"loss_since_log_{self.args.process_index}.json"
+
+    def _read_window(self, checkpoint: Path) -> None:
+        file = self._window_file(checkpoint)
+        if file.exists():
+            found = read_json(file, "Go on from another checkpoint.")
+            self._tr_loss += found["loss"]
+            self._globalstep_last_logged = found["last_logged"]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer, with a list of sums, after which older checkpoints go: by their steps, not by the clock."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        folder = Path(self._get_output_dir(trial=trial))
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        write_json(self._window_file(checkpoint), {"loss": self._tr_loss.item(), "last_logged": self._globalstep_last_logged})
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_sums(checkpoint)
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to a training log how many counted tokens a second were learnt from, over all processes, the peak memory, and the

@@ -42,6 +42,14 @@ from hf_glmd.vocab.vocab_map import VocabMap
 
 logger = logging.getLogger(__name__)
 
+
+def in_words_if_worse(name: str, start: float, end: float, remedy: str) -> str | None:
+    """That a student is further from its teacher than at its start, by more than noise of a few rows; None: it is not."""
+    if end <= 1.1 * start + 1e-3:
+        return None
+    return f"the student is further from its teacher than before training: {name} went from {start:.4g} to {end:.4g}. {remedy}"
+
+
 DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
 
 
@@ -253,6 +261,23 @@ class GLMDTrainer(PublishingTrainer):
                 f"the teacher {who or type(self.teacher).__name__} predicts NaN at step {self.state.global_step}. Check its "
                 "weights and its dtype."
             )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        if worse := self.worse_than_at_start():
+            logger.warning("%s", worse)
+        return output
+
+    def worse_than_at_start(self) -> str | None:
+        """What to say of a training that led away from the teacher, by the loss of the evaluation set or, if that was not
+        scored twice, of training; None: it did not."""
+        if self.args.load_best_model_at_end:
+            return None
+        for name in ("eval_loss", "loss"):
+            losses = [entry[name] for entry in self.state.log_history if name in entry]
+            if len(losses) > 1:
+                return in_words_if_worse(name, losses[0], losses[-1], f"Lower learning_rate (now {self.args.learning_rate}).")
+        return None
 
     # Evaluation
 

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from hf_glmd.data.long_texts import PORTION_CHARACTERS, TextCutter
 from hf_glmd.data.sources import describe, read_texts, say_empty
 from hf_glmd.errors import UsageError
+from hf_glmd.utils.files import check_sha256, replaced, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,6 @@ class TokenCounts:
             path: the file; its folder is created.
             fingerprint: `tokenizer_fingerprint` of the tokenizer that counted.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # The sample is data, not a note about it: in the header it would be parsed each time the file is opened.
         sample = np.frombuffer(json.dumps([[*key, text] for key, text in self.sample.items()]).encode(), dtype=np.uint8)
         metadata = {
@@ -92,12 +91,9 @@ class TokenCounts:
             "texts": str(self.texts),
             "rows": str(self.rows),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            save_file({"counts": self.values, "sample": sample.copy()}, partial, metadata=metadata)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        tensors = {"counts": self.values, "sample": sample.copy()}
+        with replaced(path) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], fingerprint: str | None = None) -> TokenCounts:
@@ -132,6 +128,7 @@ def _load_file(path: str | os.PathLike[str], fingerprint: str | None) -> tuple[T
         raise UsageError(f"'{path}' does not hold token counts: give a file that VocabShrinker.save_counts wrote.")
     if metadata.get("version") != _VERSION:
         raise UsageError(f"'{path}' has format version {metadata.get('version')}, this package reads {_VERSION}: count again.")
+    check_sha256(tensors, metadata, path, "Count again.")
     counted_by = metadata["tokenizer_sha256"]
     if fingerprint not in (None, counted_by):
         raise UsageError(

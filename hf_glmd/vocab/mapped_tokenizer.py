@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from hf_glmd.errors import UsageError
-from hf_glmd.utils.files import written_whole
+from hf_glmd.utils.files import SUMS, check_sums, written_whole
 from hf_glmd.utils.remote_code import trust_remote_code
 from hf_glmd.vocab.counting import backend_of, vocabulary_rows
 from hf_glmd.vocab.tokenizer_files import STALE_FILES, load_plain_tokenizer, write_tokenizer
@@ -238,7 +238,7 @@ class MappedTokenizer(PreTrainedTokenizerBase):
             write_tokenizer(self.original, folder / ORIGINAL_FOLDER, ())
             self.vocab_map.save(folder)
             (folder / "tokenizer.json").write_text(json.dumps(_SIGNPOST), encoding="utf-8")
-            names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            names = sorted([SUMS, *(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())])
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return tuple(str(Path(save_directory) / name) for name in names)
@@ -277,6 +277,7 @@ def load_tokenizer(name: str | os.PathLike[str], revision: str | None = None) ->
 
     Raises: UsageError, there is none, or its files are damaged.
     """
+    check_sums(name, weights=False)
     if (Path(name) / ORIGINAL_FOLDER).is_dir():
         return MappedTokenizer.from_pretrained(name)
     return load_plain_tokenizer(name, revision)

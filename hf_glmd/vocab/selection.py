@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from hf_glmd.errors import UsageError
+from hf_glmd.utils.files import check_sha256, replaced, sha256_of
 from hf_glmd.vocab.closure import MergeTree, bare
 
 ORDERS = ("count", "leaf")
@@ -128,15 +129,10 @@ def token_order(counts: np.ndarray, by: str = "count", merges: MergeTree | None 
 
 def save_order(order: np.ndarray, path: str | os.PathLike[str], fingerprint: str) -> None:
     """Writes an order of all ids to one safetensors file, whole or not at all, with the fingerprint of their tokenizer."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": _FORMAT, "version": _VERSION, "tokenizer_sha256": fingerprint}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file({"order": np.asarray(order, dtype=np.int64)}, partial, metadata=metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {"order": np.asarray(order, dtype=np.int64)}
+    with replaced(path) as unfinished:
+        save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors)})
 
 
 def load_order(path: str | os.PathLike[str], fingerprint: str) -> np.ndarray:
@@ -154,6 +150,7 @@ def load_order(path: str | os.PathLike[str], fingerprint: str) -> np.ndarray:
         raise UsageError(f"'{path}' does not hold an order of tokens ({error}): save it again.") from error
     if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
         raise UsageError(f"'{path}' does not hold an order of tokens in format version {_VERSION}: save it again.")
+    check_sha256({"order": order}, metadata, path, "Save it again.")
     if metadata["tokenizer_sha256"] != fingerprint:
         raise UsageError(
             f"The order in '{path}' is that of another tokenizer (sha256 {metadata['tokenizer_sha256'][:12]}, not "

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
+from hf_glmd.utils.files import check_sha256, replaced, sha256_of
 
 FILE_NAME = "vocab_map.safetensors"
 REMOVED_MODES = ("resegment", "nearest", "unk")
@@ -131,19 +132,14 @@ class VocabMap:
         Returns: the file written.
         """
         file = _file(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"kept_ids": self.kept_ids}
         if self.removed != "resegment":
             tensors["old_to_small"] = self._to_small
         metadata = {"format": _FORMAT, "version": _VERSION, "removed": self.removed, "original_size": str(self.original_size)}
         if self.similarity is not None:
             metadata["similarity"] = self.similarity
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        try:
-            save_file(tensors, partial, metadata=metadata)
-            os.replace(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replaced(file) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors)})
         return file
 
     @classmethod
@@ -165,6 +161,7 @@ class VocabMap:
             raise UsageError(f"'{file}' does not hold a vocabulary map: give the folder that ShrunkVocab.save_pretrained wrote.")
         if metadata.get("version") != _VERSION:
             raise UsageError(f"'{file}' has format version {metadata.get('version')}, this package reads {_VERSION}: save again.")
+        check_sha256(tensors, metadata, file, "Save the vocabulary again.")
         return cls(
             tensors["kept_ids"],
             int(metadata["original_size"]),

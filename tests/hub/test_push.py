@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def folder(tmp_path_factory):
 def on_disk(folder: Path) -> dict[str, bytes]:
     """As it is pushed: the card's usage code names the repository."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del files["SHA256SUMS"]  # of this folder, whose card is another
     named = files["README.md"].replace(f'name = "{folder}"'.encode(), f'name = "{REPO}"'.encode())
     return files | {"README.md": named}
 
@@ -181,10 +183,43 @@ def test_a_folder_that_is_not_ours_is_refused(hub, tmp_path, capsys, what):
 
 def test_a_file_with_the_token_is_not_sent(hub, tmp_path, capsys):
     copy = shrunk_folder(tmp_path / "small")
-    (copy / "notes.txt").write_text(f"export HF_TOKEN={TOKEN}")
+    (copy / "NOTICE").write_text(f"export HF_TOKEN={TOKEN}")
     assert push(copy) == 2 and hub.repositories == {}
     line = capsys.readouterr().err
-    assert "notes.txt' holds your access token" in line and TOKEN not in line
+    assert "NOTICE' holds your access token" in line and TOKEN not in line
+
+
+def test_what_is_no_part_of_a_model_stays_and_is_named(hub, tmp_path, capsys):
+    copy = shrunk_folder(tmp_path / "small")
+    stays = ["counts.safetensors", "credentials.json", "id_rsa", "notes.txt", "optimizer_0/bf16.pt", "server.pem", "train.jsonl"]
+    for name in stays:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("secret")
+    assert push(copy) == 0
+    assert hub.files(REPO) == {name: data for name, data in on_disk(copy).items() if name not in stays}
+    assert f"Not pushed, no part of a model: {', '.join(stays)}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["outside", "dangling", "fifo", "damaged"])
+def test_links_out_of_the_folder_and_damaged_files_are_refused(hub, tmp_path, capsys, kind):
+    copy = shrunk_folder(tmp_path / "small")
+    path, secret = copy / "LICENSE", tmp_path / "id_rsa"
+    secret.write_text("secret")
+    said = f"'{path}' is a link to '{secret}', outside of the folder"
+    if kind == "outside":
+        path.symlink_to(secret)
+    elif kind == "dangling":
+        path.symlink_to(copy / "nothing")
+        said = f"'{path}' is no file that could be sent: a link to nothing"
+    elif kind == "fifo":
+        os.mkfifo(path)
+        said = f"'{path}' is no file that could be sent"
+    else:
+        path = copy / "tokenizer.json"
+        path.write_text(path.read_text().replace("1", "2", 1))
+        said = f"'{path}' is damaged: it is not what was written"
+    assert push(copy) == 2 and hub.repositories == {}
+    assert said in capsys.readouterr().err
 
 
 ROUTES = ("whoami", "info", "auth", "create", "preupload", "batch", "upload", "complete", "verify", "commit")

@@ -188,6 +188,7 @@ def test_saved_files_load_in_a_fresh_process(tmp_path):
         "vocab_map.safetensors",
         "vocab_report.json",
         "model.safetensors",
+        "SHA256SUMS",
     }
     assert {p.name for p in folder.iterdir()} == names
     assert {p.name for p in tmp_path.iterdir()} == {"bert", "saved", "model"}  # nothing half-written beside it

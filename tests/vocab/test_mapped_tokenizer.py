@@ -30,6 +30,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.models.surgery import resize_model
 from hf_glmd.shrinking.shrinker import VocabShrinker
 from hf_glmd.tasks.cloze import ClozeTask
+from hf_glmd.utils.files import SUMS
 from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, MappedTokenizer
 from hf_glmd.vocab.vocab_map import VocabMap, nearest_kept
 
@@ -284,7 +285,12 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     tokenizer.padding_side, tokenizer.chat_template = "left", "{{ messages[0].content }}"
     files = tokenizer.save_pretrained(tmp_path / "saved")
     assert sorted(map(str, files)) == sorted(str(path) for path in (tmp_path / "saved").rglob("*") if path.is_file())
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {ORIGINAL_FOLDER, "tokenizer.json", "vocab_map.safetensors"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        ORIGINAL_FOLDER,
+        "tokenizer.json",
+        "vocab_map.safetensors",
+        SUMS,
+    }
     assert {path.name for path in tmp_path.iterdir()} == {"bert", "saved"}  # nothing half-written beside it
     loaded = MappedTokenizer.from_pretrained(tmp_path / "saved")
     assert type(loaded.original).__name__ == "BertTokenizer" and loaded.vocab_map == tokenizer.vocab_map
@@ -324,7 +330,7 @@ def test_saving_replaces_an_earlier_tokenizer_and_nothing_else(tmp_path):
     tokenizer = mapped()
     tokenizer.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)  # over itself
-    names = {ORIGINAL_FOLDER, "tokenizer.json", "vocab_map.safetensors", "model.safetensors", "config.json"}
+    names = {ORIGINAL_FOLDER, "tokenizer.json", "vocab_map.safetensors", "model.safetensors", "config.json", SUMS}
     assert {path.name for path in tmp_path.iterdir()} == names
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="is a file"):
