@@ -33,6 +33,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"hf-glmd {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
+    _add_inspect(commands)
     _add_cache(commands)
     _add_distill(commands, argv)
     _add_evaluate(commands)
@@ -72,6 +73,32 @@ def _shrink(arguments: argparse.Namespace) -> None:
     options = build_section(ShrinkOptions, arguments.config, _given(arguments, ShrinkOptions))
     result = shrink_checkpoint(options, progress=not arguments.json, command=shlex.join(["hf-glmd", *sys.argv[1:]]))
     _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
+
+
+def _add_inspect(commands: Any) -> None:
+    from hf_glmd.shrinking.inspection import InspectOptions
+
+    parser = commands.add_parser(
+        "inspect",
+        help="tell what each size of a model's vocabulary would cost, before anything is cut",
+        description="Weighs a model by part. With corpora, counts them once and tells for a dozen sizes how much of each is "
+        "covered and how many more tokens held-out text takes; the knee is the smallest size that costs next to nothing.",
+        epilog="Example: hf-glmd inspect FacebookAI/xlm-roberta-base --corpus de=german.txt fr=french.jsonl --plot sizes.png",
+        allow_abbrev=False,
+    )
+    _add_fields(parser, InspectOptions, positional=("model",))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from hf_glmd.recipe.reading import build_section
+    from hf_glmd.shrinking.inspection import InspectOptions, inspect_checkpoint
+
+    _quiet_libraries()
+    options = build_section(InspectOptions, values=_given(arguments, InspectOptions))
+    found = inspect_checkpoint(options, progress=not arguments.json)
+    _say(json.dumps(found.to_dict(), indent=1) if arguments.json else found.table())
 
 
 def _add_push(commands: Any) -> None:

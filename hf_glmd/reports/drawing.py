@@ -54,7 +54,8 @@ def save(figure: Figure, table: Sequence[Sequence], image: Path) -> list[Path]:
     """Returns: the image and, beside it, the CSV."""
     # On an opaque page with a thin edge: a card is shown on white and on black, and dark text needs a light page.
     figure.patch.set(edgecolor=PALE_GREY, linewidth=2)
-    figure.savefig(image, format="png", dpi=DPI, facecolor=PAGE, edgecolor=PALE_GREY, metadata={"Software": None})
+    undated = {"Software": None} if image.suffix == ".png" else {"Date": None}
+    figure.savefig(image, format=image.suffix[1:], dpi=DPI, facecolor=PAGE, edgecolor=PALE_GREY, metadata=undated)
     numbers = image.with_suffix(".csv")
     with open(numbers, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(table)

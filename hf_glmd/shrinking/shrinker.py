@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,18 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_glmd.data.sources import read_texts
 from hf_glmd.errors import UsageError
+from hf_glmd.reports.sizes import SizeTable
 from hf_glmd.reports.vocab_report import VocabReport
+from hf_glmd.shrinking.corpora import Corpus, counted_corpora, growth_floors
+from hf_glmd.shrinking.preparation import (
+    Preparation,
+    absent_ids,
+    check_mode,
+    counted_vocabulary,
+    merge_tree,
+    no_garbage_collection,
+    order_of,
+)
 from hf_glmd.shrinking.required_tokens import (
     BYTES,
     CHARACTERS,
@@ -29,11 +38,9 @@ from hf_glmd.shrinking.required_tokens import (
     MODEL,
     SPECIAL,
     TEMPLATE,
-    required_tokens,
-    table_rows,
 )
 from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
-from hf_glmd.vocab.closure import MergeTree
+from hf_glmd.shrinking.sizes import Limits, Sizer, model_parts
 from hf_glmd.vocab.counting import (
     TokenCounts,
     backend_of,
@@ -49,17 +56,13 @@ from hf_glmd.vocab.rewrite import (
     placeholder_ids,
     refuse_unsupported,
     shrink_tokenizer_json,
-    token_ids,
 )
 from hf_glmd.vocab.scripts import script_of, script_shares
-from hf_glmd.vocab.selection import ORDERS, load_order, save_order, select, token_order
+from hf_glmd.vocab.selection import save_order, select, token_order
 from hf_glmd.vocab.tokenizer_files import encode_texts, small_tokenizer
-from hf_glmd.vocab.vocab_map import REMOVED_MODES, VocabMap, nearest_kept
+from hf_glmd.vocab.vocab_map import VocabMap, nearest_kept
 
 logger = logging.getLogger(__name__)
-
-FEW_TOKENS = 8
-"""That many added tokens may lack a row in a model's table; with more the two do not belong together."""
 
 COST_TEXTS = 500
 """Of the remembered texts so many are read with both tokenizers each time that a vocabulary is cut."""
@@ -84,6 +87,7 @@ class VocabShrinker:
         self.tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
         self._counted = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
+        self._corpora: dict[str, Corpus] = {}
         self._sample_ids: list[list[int]] | None = None  # what the remembered texts are split into, once it is asked for
 
     @property
@@ -123,6 +127,62 @@ class VocabShrinker:
         self._sample_ids = None
         return self
 
+    def count_corpora(
+        self, corpora: Mapping[str, Any], column: str = "text", *, held_out: Any = None, progress: bool = True
+    ) -> VocabShrinker:
+        """Counts corpora that are known by a name from then on: `sizes`, and `shrink(growth=...)`, tell of each.
+
+        Every 20th text of each is held out, up to 250,000 characters: it is not counted, and growth is measured on it.
+
+        Args:
+            corpora: name -> source, as of `count`.
+            held_out: texts, or a source of them, to measure on instead; of several corpora name -> source.
+        Returns: self.
+        Raises: UsageError, as `count`; a name was counted already, or a corpus has too few texts to hold one out.
+        """
+        found = counted_corpora(self.tokenizer, corpora, column, held_out, progress, known=self._corpora)
+        for corpus in found.values():
+            self._counted = self._counted + corpus.counts
+            self._sample_ids = None
+        self._corpora |= found
+        return self
+
+    def sizes(
+        self,
+        corpora: Mapping[str, Any] | None = None,
+        column: str = "text",
+        *,
+        held_out: Any = None,
+        sizes: Sequence[int] | None = None,
+        knee_growth: float = 1.01,
+        model: Any = None,
+        keep: Iterable[str | int] = (),
+        keep_texts: Iterable[str] = (),
+        alphabet: str | None = None,
+        order: str | os.PathLike[str] | np.ndarray = "count",
+    ) -> SizeTable:
+        """What a vocabulary costs at a dozen sizes, for each named corpus, from one count; and the knee of the curve.
+
+        >>> print(VocabShrinker(tokenizer).sizes({"de": "german.txt", "fr": "french.txt"}).table())  # doctest: +SKIP
+
+        Growth is measured by splitting the held-out texts with each candidate, so it is exact.
+
+        Args:
+            corpora, column, held_out: as of `count_corpora`, to be counted first; None: what was counted by it before.
+            sizes: numbers of tokens. None: twelve, from all to what has to stay.
+            knee_growth: the knee is the smallest vocabulary with which no corpus grows by more, 1.01 for 1%.
+            model, keep, keep_texts, alphabet, order: as of `shrink`; of a model, parameters and megabytes are told.
+        Raises: UsageError, no named corpus was counted, or a value does not fit.
+        """
+        self.count_corpora(corpora or {}, column, held_out=held_out)
+        if not self._corpora:
+            raise UsageError("Sizes are measured on corpora that have a name: give corpora={'de': 'german.txt'}.")
+        with no_garbage_collection():
+            prepared = Preparation.of(self.tokenizer, self.counts, keep, keep_texts, alphabet, model=model)
+            sizer = Sizer(prepared, self._backend, self.counts, self._corpora, order_of(self.tokenizer, order))
+            rows = self.counts.size - len(prepared.without_row)
+            return sizer.table(sizes, knee_growth, model_parts(model, rows) if hasattr(model, "parameters") else None)
+
     def sample(self, number: int) -> list[str]:
         """The beginnings of up to `number` of the counted texts, evenly chosen; at most `SAMPLE_TEXTS` are remembered."""
         return list(self._counted.sample.values())[:number]
@@ -154,8 +214,8 @@ class VocabShrinker:
         """
         data = json.loads(self._backend.to_str())
         refuse_unsupported(data)
-        vocabulary = self._vocabulary(data)
-        ids = token_order(self.counts, order, self._merge_tree(data), self._absent(vocabulary))
+        absent = absent_ids(counted_vocabulary(data, self.counts), self.counts.size)
+        ids = token_order(self.counts, order, merge_tree(data, self.counts.size), absent)
         save_order(ids, path, tokenizer_fingerprint(self.tokenizer))
 
     def shrink(
@@ -173,8 +233,14 @@ class VocabShrinker:
         alphabet: str | None = None,
         order: str | os.PathLike[str] | np.ndarray = "count",
         model: Any = None,
+        growth: float | Mapping[str, float] | None = None,
+        max_mb: float | None = None,
+        max_params: float | None = None,
+        corpora: Mapping[str, Any] | None = None,
+        held_out: Any = None,
+        column: str = "text",
     ) -> ShrunkVocab:
-        """The smaller vocabulary. Of size, coverage and min_count one is given; with none of them size is 0.5.
+        """The smaller vocabulary. Of size, coverage, min_count and growth one is given; with none of them size is 0.5.
 
         What the tokenizer itself needs always stays: special tokens and other added ones (but for mere placeholders such as
         `<unused17>` that were never counted), the unknown token, what a chat template writes, the bytes of a byte-level model.
@@ -197,46 +263,48 @@ class VocabShrinker:
                 BPE, made backwards by dropping the rarest token that no other is merged from, so that texts come out shorter.
                 Or a file that `save_order` wrote, or an array of all ids. Smaller vocabularies lie inside larger ones.
             model: a model, or its config: the tokens it refers to by id (its generation config, too) stay.
+            growth: >= 1: the fewest tokens with which held-out text takes at most that many times the tokens, 1.02 for 2% more;
+                of each named corpus, or by name. Weights of the corpora are found so that all hold. It is measured by splitting
+                the held-out texts with the candidates.
+            max_mb, max_params: as many tokens as keep the model's weights (1e6 bytes) or parameters to that; with growth, a
+                limit that it must not pass.
+            corpora, held_out, column: as of `count_corpora`, to be counted first.
         Returns: `ShrunkVocab`.
         Raises: UsageError, nothing was counted, a value is out of range, a kept token does not exist, more tokens have to stay
-            than `size` allows, or tokenizer, embeddings or model do not fit.
+            than `size` allows, limits contradict each other, or tokenizer, embeddings or model do not fit.
         """
         lossless = removed == "resegment"
-        _check_mode(removed, similarity, embeddings)
-        if size is None and coverage is None and min_count is None:
-            size = 0.5
-        with _no_garbage_collection():
-            data = json.loads(self._backend.to_str())
-            if lossless:
-                refuse_unsupported(data)
-            vocabulary = self._vocabulary(data)
-            without_row = _without_row(model, data, vocabulary) if lossless else set()
-            if without_row:
-                vocabulary = {token: token_id for token, token_id in vocabulary.items() if token not in without_row}
-                data["added_tokens"] = [one for one in data.get("added_tokens") or () if one["content"] not in without_row]
-            merges = self._merge_tree(data) if lossless else None
-            required = required_tokens(
-                self.tokenizer,
-                data,
-                vocabulary,
-                self.counts,
-                keep=keep,
-                keep_texts=keep_texts,
-                alphabet=alphabet or ("seen" if lossless else "none"),
-                lossless=lossless,
-                merges=merges,
-                model=model,
+        check_mode(removed, similarity, embeddings)
+        self.count_corpora(corpora or {}, column, held_out=held_out)
+        limits = Limits(growth_floors(growth, self._corpora), max_mb, max_params)
+        bounds = {"size": size, "coverage": coverage, "min_count": min_count, "growth": growth}
+        given = [name for name, value in bounds.items() if value is not None]
+        limited = max_mb is not None or max_params is not None
+        if (len(given) > 1 and growth is not None) or (given and limited and growth is None):
+            given += [name for name, value in (("max_mb", max_mb), ("max_params", max_params)) if value is not None]
+            raise UsageError(
+                f"{' and '.join(given)} contradict each other: give one of them, or growth with max_mb or max_params."
             )
+        if not given and not limited:
+            size = 0.5
+        with no_garbage_collection():
+            prepared = Preparation.of(self.tokenizer, self.counts, keep, keep_texts, alphabet, lossless, model)
+            data, vocabulary, required = prepared.data, prepared.vocabulary, prepared.required
+            by = order_of(self.tokenizer, order)
+            if growth is not None or limited:
+                sizer = Sizer(prepared, self._backend, self.counts, self._corpora, by)
+                parts = None if model is None else model_parts(model, self.counts.size - len(prepared.without_row))
+                by, size = limits.choose(sizer, parts, multiple_of)
             kept_ids = select(
                 self.counts,
                 size=size,
                 coverage=coverage,
                 min_count=min_count,
                 required=required,
-                absent=self._absent(vocabulary),
+                absent=prepared.absent,
                 multiple_of=multiple_of,
-                order=self._order(order),
-                merges=merges,
+                order=by,
+                merges=prepared.merges,
             )
             if lossless:
                 vocab_map = VocabMap(kept_ids, original_size=self.counts.size)
@@ -250,37 +318,11 @@ class VocabShrinker:
             return ShrunkVocab(
                 tokenizer=tokenizer,
                 vocab_map=vocab_map,
-                report=self._report(data, vocabulary, vocab_map, tokenizer, required, sorted(without_row)),
+                report=self._report(data, vocabulary, vocab_map, tokenizer, required, prepared.without_row),
                 original_tokenizer=self.tokenizer,
                 probes=self.sample(200),
                 original_counts=self.counts,
             )
-
-    def _vocabulary(self, data: dict[str, Any]) -> dict[str, int]:
-        """Token -> id. Raises: UsageError, it is not the vocabulary that was counted."""
-        vocabulary = token_ids(data)
-        rows = max(vocabulary.values()) + 1
-        if rows != self.counts.size:
-            raise UsageError(
-                f"The tokenizer had {self.counts.size} rows when the counting began, now {rows}: add tokens first, then count."
-            )
-        if not self.counts.any():
-            raise UsageError("Nothing was counted, so it is unknown which tokens matter: call count(corpus) first.")
-        return vocabulary
-
-    def _merge_tree(self, data: dict[str, Any]) -> MergeTree | None:
-        return MergeTree.of(data["model"], self.counts.size) if model_type(data) == "BPE" else None
-
-    def _absent(self, vocabulary: dict[str, int]) -> np.ndarray:
-        """Ids that no token has."""
-        missing = np.ones(self.counts.size, dtype=bool)
-        missing[np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary))] = False
-        return np.flatnonzero(missing)
-
-    def _order(self, order: str | os.PathLike[str] | np.ndarray) -> str | np.ndarray:
-        if isinstance(order, os.PathLike) or (isinstance(order, str) and order not in ORDERS):
-            return load_order(order, tokenizer_fingerprint(self.tokenizer))
-        return order if isinstance(order, str) else np.asarray(order)
 
     def _mapped(
         self,
@@ -404,38 +446,3 @@ class VocabShrinker:
                 len(texts),
             )
         return (after.size / before.size if before.size else 1.0), new_unknown
-
-
-def _without_row(model: Any, data: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
-    """Added tokens without a row in a model's table, such as Gemma 3's image token in its text models: none can be read."""
-    rows = None if model is None else table_rows(model)
-    added = {one["content"] for one in data.get("added_tokens") or ()}
-    found = {token for token, token_id in vocabulary.items() if rows is not None and token_id >= rows}
-    if not found or len(found) > FEW_TOKENS or not found <= added:
-        return set()
-    shown = ", ".join(map(repr, sorted(found)))
-    logger.warning("%d tokens have no row in the model's table of %d rows, and are removed: %s.", len(found), rows, shown)
-    return found
-
-
-def _check_mode(removed: str, similarity: str, embeddings: torch.Tensor | np.ndarray | None) -> None:
-    if removed not in REMOVED_MODES:
-        raise UsageError(f"removed={removed!r} is unknown: use one of {', '.join(REMOVED_MODES)}.")
-    if similarity not in ("dot", "cosine", "euclidean"):
-        raise UsageError(f"similarity={similarity!r} is unknown: use 'dot', 'cosine' or 'euclidean'.")
-    if embeddings is not None and removed != "nearest":
-        raise UsageError("embeddings are used by removed='nearest' only: leave them out.")
-    if embeddings is None and removed == "nearest":
-        raise UsageError("removed='nearest' compares embeddings: give embeddings=model.get_input_embeddings().weight.")
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A vocabulary is hundreds of thousands of small objects, and the collector would go through them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -63,15 +63,8 @@ def select(
     if not _is_whole(multiple_of) or multiple_of < 1:
         raise UsageError(f"multiple_of={multiple_of!r} is not a whole number of at least 1: use e.g. 8, or 1 for any size.")
 
-    gaps = _mask(absent, rows, "absent")
-    floor, kinds = _floor(required, rows, gaps, merges)
-    if isinstance(order, str):
-        ids = token_order(counts, order, merges, np.flatnonzero(gaps))
-    else:
-        ids = _checked_order(order, gaps, merges)
-    # What is required may stand anywhere in the order. It is closed, so with it in front every start is still closed.
-    ids = np.concatenate([ids[floor[ids]], ids[~floor[ids]]])
-    tokens, n_floor = ids.size, int(floor.sum())
+    ids, n_floor, kinds = whole_order(counts, required, absent, order, merges)
+    tokens = ids.size
 
     if size is not None:
         wanted = _wanted(size, rows, tokens)
@@ -97,6 +90,29 @@ def select(
             f"use a smaller size or multiple_of=1."
         )
     return np.sort(ids[:kept])
+
+
+def whole_order(
+    counts: np.ndarray,
+    required: Iterable[int] | Mapping[str, Iterable[int]] = (),
+    absent: Iterable[int] = (),
+    order: str | np.ndarray = "count",
+    merges: MergeTree | None = None,
+) -> tuple[np.ndarray, int, str]:
+    """All ids, the required ones in front: every start that holds these is what `select` keeps at that size.
+
+    Args: as of `select`.
+    Returns: int64 [V - absent]; how many are required; and of which kinds these are, in words.
+    Raises: UsageError, an id or the order does not fit.
+    """
+    gaps = _mask(absent, counts.size, "absent")
+    floor, kinds = _floor(required, counts.size, gaps, merges)
+    if isinstance(order, str):
+        ids = token_order(counts, order, merges, np.flatnonzero(gaps))
+    else:
+        ids = _checked_order(order, gaps, merges)
+    # What is required may stand anywhere in the order. It is closed, so with it in front every start is still closed.
+    return np.concatenate([ids[floor[ids]], ids[~floor[ids]]]), int(floor.sum()), kinds
 
 
 def token_order(counts: np.ndarray, by: str = "count", merges: MergeTree | None = None, absent: Iterable[int] = ()) -> np.ndarray:

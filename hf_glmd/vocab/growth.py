@@ -1,0 +1,132 @@
+"""How many tokens a text takes with a part of a vocabulary: measured by splitting it with that part, many parts in seconds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from hf_glmd.vocab.closure import bare
+from hf_glmd.vocab.rewrite import shrink_tokenizer_json
+
+LOOKUPS = 8_000_000
+"""Where words have more pieces than that together, no token is left out of the vocabularies that split them."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What texts are split into: tokens, how many of them are the unknown one, and how many characters these stand for."""
+
+    tokens: int
+    unknown: int
+    unknown_characters: int
+
+
+class HeldOutTexts:
+    """Named texts, and what parts of a vocabulary split them into.
+
+    A model splits each word by itself, so each different word is split once, and only if one of its tokens was removed: the
+    result is that of encoding the texts with the candidate tokenizer. Tokens that do not occur in any word cannot change it and
+    are left out of the candidates, which makes them small. Added tokens within a text only separate what is measured.
+
+    Args:
+        backend: of the original tokenizer, and `data` its tokenizer.json, parsed.
+        vocabulary: token -> id.
+        texts: by the name of the corpus.
+        required: ids that every part holds.
+    """
+
+    def __init__(
+        self,
+        backend: Tokenizer,
+        data: Mapping[str, Any],
+        vocabulary: Mapping[str, int],
+        texts: Mapping[str, Sequence[str]],
+        required: np.ndarray,
+    ) -> None:
+        self.names = list(texts)
+        words = {name: _words(backend, data, part) for name, part in texts.items()}
+        self._words = list(dict.fromkeys(itertools.chain.from_iterable(words.values())))
+        self._times = np.array([[counter[word] for word in self._words] for counter in words.values()], dtype=np.int64)
+        split = [backend.model.tokenize(word) for word in self._words]
+        self._ids = np.array([token.id for tokens in split for token in tokens], dtype=np.int64)
+        self._word_of = np.repeat(np.arange(len(split)), [len(tokens) for tokens in split])
+        unknown = _unknown_id(data)
+        self._before = np.array([_lengths(*pair, unknown) for pair in zip(self._words, split, strict=True)])
+        self.before = self._totals(self._before)
+        rows = max(vocabulary.values()) + 1
+        relevant = np.zeros(rows, dtype=bool)
+        relevant[_occurring(self._words, data, vocabulary)] = True
+        relevant[required] = relevant[self._ids] = True
+        self._relevant = np.flatnonzero(relevant)
+        self._data = shrink_tokenizer_json(data, self._relevant, vocabulary)
+
+    def split(self, kept_ids: np.ndarray) -> dict[str, Split]:
+        """By corpus, with these tokens alone; they have to hold the required ones, and what they are merged from."""
+        kept = np.zeros(self._relevant[-1] + 1, dtype=bool)
+        kept[kept_ids[kept_ids < kept.size]] = True
+        affected = np.unique(self._word_of[~kept[self._ids]]).tolist()
+        lengths = self._before.copy()
+        if affected:
+            data = shrink_tokenizer_json(self._data, np.flatnonzero(kept[self._relevant]))
+            model, unknown = Tokenizer.from_str(json.dumps(data, ensure_ascii=False)).model, _unknown_id(data)
+            words = [self._words[at] for at in affected]
+            lengths[affected] = [_lengths(word, model.tokenize(word), unknown) for word in words]
+        return self._totals(lengths)
+
+    def _totals(self, lengths: np.ndarray) -> dict[str, Split]:
+        """From [words, 3]."""
+        totals = self._times @ lengths.reshape(-1, 3)
+        return {name: Split(*row) for name, row in zip(self.names, totals.tolist(), strict=True)}
+
+
+def _words(backend: Tokenizer, data: Mapping[str, Any], texts: Sequence[str]) -> Counter[str]:
+    """What the model is handed, and how often."""
+    added = sorted((token["content"] for token in data.get("added_tokens") or ()), key=len, reverse=True)
+    parts = re.compile("|".join(map(re.escape, added))).split if added else lambda text: [text]
+    words: Counter[str] = Counter()
+    for part in itertools.chain.from_iterable(map(parts, texts)):
+        if part:
+            normal = backend.normalizer.normalize_str(part) if backend.normalizer else part
+            pieces = backend.pre_tokenizer.pre_tokenize_str(normal) if backend.pre_tokenizer else [(normal, None)]
+            words.update(word for word, _ in pieces if word)
+    return words
+
+
+def _lengths(word: str, tokens: list[Any], unknown: int | None) -> tuple[int, int, int]:
+    """Tokens, unknown ones, and characters of these."""
+    missing = [] if unknown is None else [token for token in tokens if token.id == unknown]
+    if not missing:
+        return len(tokens), 0, 0
+    written = word.encode()
+    texts = (written[slice(*token.offsets)].decode(errors="ignore").strip("▁") for token in missing)
+    return len(tokens), len(missing), sum(map(len, texts))
+
+
+def _unknown_id(data: Mapping[str, Any]) -> int | None:
+    model = data["model"]
+    return model.get("unk_id") if isinstance(model["vocab"], list) else model["vocab"].get(model.get("unk_token"))
+
+
+def _occurring(words: Sequence[str], data: Mapping[str, Any], vocabulary: Mapping[str, int]) -> np.ndarray:
+    """Ids of the tokens that occur in a word, wherever in it; of all tokens where the words are too long to look."""
+    model = data["model"]
+    prefix, suffix = (model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+    bodies: dict[str, list[int]] = {}
+    for token, token_id in vocabulary.items():
+        bodies.setdefault(bare(token, prefix, suffix), []).append(token_id)
+    longest = max(map(len, bodies))
+    if sum(len(word) * min(len(word), longest) for word in words) > LOOKUPS:
+        return np.fromiter(vocabulary.values(), dtype=np.int64)
+    found: set[str] = set()
+    for word in words:
+        length = len(word)
+        found.update([word[at:end] for at in range(length) for end in range(at + 1, min(length, at + longest) + 1)])
+    return np.array([token_id for body in bodies.keys() & found for token_id in bodies[body]], dtype=np.int64)

@@ -1,0 +1,91 @@
+"""`hf-glmd inspect`, from the command line."""
+
+import json
+
+import pytest
+import vocab_helpers as helpers
+
+from hf_glmd.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    helpers.fast_tokenizer("wordpiece").save_pretrained(folder)
+    helpers.tiny_model("bert").save_pretrained(folder)
+    (folder / "de.txt").write_text("\n".join(f"walking talked {text}" for text in helpers.texts(200, 1)))
+    (folder / "fr.txt").write_text("\n".join(helpers.texts(150, 2)))
+    return folder
+
+
+def inspected(capsys, *words: object) -> dict:
+    assert main(["inspect", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_model_is_weighed_by_part(checkpoint, capsys):
+    model = helpers.tiny_model("bert")
+    parts = inspected(capsys, checkpoint)["model"]
+    assert sum(parts[name] for name in ("input_table", "output_table", "other_vocabulary", "body")) == model.num_parameters()
+    assert parts["tied"] and parts["output_table"] == 0 and parts["other_vocabulary"] == helpers.V  # the head's bias
+    assert parts["input_table"] == model.get_input_embeddings().weight.numel() and parts["dtype"] == "float32"
+    assert main(["inspect", str(checkpoint)]) == 0
+    assert "with half of the tokens, 105:" in capsys.readouterr().out
+
+
+def test_an_untied_model_has_two_tables(tmp_path, capsys):
+    helpers.fast_tokenizer("wordpiece").save_pretrained(tmp_path)
+    helpers.tiny_model("bert-untied").save_pretrained(tmp_path)
+    parts = inspected(capsys, tmp_path)["model"]
+    assert not parts["tied"] and parts["output_table"] == parts["input_table"]
+
+
+def test_a_tokenizer_alone_is_told_of(tmp_path, checkpoint, capsys):
+    helpers.fast_tokenizer("wordpiece").save_pretrained(tmp_path)
+    found = inspected(capsys, tmp_path, "--corpus", checkpoint / "de.txt")
+    assert found["model"] is None and list(found["sizes"]["corpora"]) == ["text"]
+
+
+def test_sizes_of_two_corpora_their_knee_and_the_picture(checkpoint, tmp_path, capsys):
+    corpora = [f"de={checkpoint / 'de.txt'}", f"fr={checkpoint / 'fr.txt'}"]
+    for name in ("sizes.png", "sizes.svg"):
+        found = inspected(capsys, checkpoint, "--corpus", *corpora, "--plot", tmp_path / name)
+        assert found["pictures"] == [str(tmp_path / name), str(tmp_path / "sizes.csv")]
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (tmp_path / "sizes.svg").read_text()
+    knee = found["sizes"]["knee"]
+    assert max(knee["growth"].values()) <= 1.01 and knee["mb"] < found["model"]["bytes"] / 1e6
+    rows = [line.split(",") for line in (tmp_path / "sizes.csv").read_text().splitlines()]
+    assert rows[0] == ["tokens", "growth de", "growth fr", "coverage de", "coverage fr"]
+    assert str(knee["size"]) in [row[0] for row in rows]
+    assert main(["inspect", str(checkpoint), "--corpus", *corpora]) == 0
+    screen = capsys.readouterr().out
+    assert f"Knee: {knee['size']:,} tokens" in screen and f"<- knee {knee['size']:,} |" in screen
+
+
+def test_held_out_text_of_ones_own_is_measured_and_the_corpus_counted_whole(checkpoint, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("walking talked\n" * 3)
+    found = inspected(capsys, checkpoint, "--corpus", checkpoint / "de.txt", "--held-out", tmp_path / "mine.txt")
+    assert found["sizes"]["corpora"]["text"] | {"tokens": 0} == {
+        "texts": 200,
+        "tokens": 0,
+        "held_out_texts": 3,
+        "held_out_tokens": 6,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the model is missing"),
+        (["M", "--corpus", "de=a.txt", "de=b.txt"], "--corpus names 'de' twice ('a.txt' and 'b.txt')"),
+        (["M", "--corpus", "a.txt", "b.txt"], "--corpus 'a.txt' has no name: write a=a.txt"),
+        (["M", "--corpus", "=a.txt"], "is no name=source"),
+        (["M", "--plot", "x.gif"], "--plot 'x.gif' is no picture"),
+        (["M", "--plot", "x.png"], "give --corpus"),
+        (["M", "--knee-growth", "0.9"], "--knee-growth 0.9 is below 1"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(words, said, capsys):
+    assert main(["inspect", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
