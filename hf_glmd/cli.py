@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_glmd import __version__
-from hf_glmd.errors import UsageError
+from hf_glmd.errors import ACCESS_TOKEN, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +23,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
-    arguments = parsed(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if said := _token_in(argv):
+        return _refused("hf-glmd", said)
+    arguments = parsed(argv)
     return _run("hf-glmd", lambda: arguments.run(arguments))
+
+
+def _token_in(argv: Sequence[str]) -> str | None:
+    """What to say of a command line that holds an access token: it would be written into records and cards."""
+    for number, word in enumerate(argv, start=1):
+        if ACCESS_TOKEN.search(word):
+            return f"word {number} of the command line holds an access token of the Hub. Run `hf auth login`, or set HF_TOKEN."
+    return None
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -267,6 +278,8 @@ def run_recipe_command(argv: Sequence[str] | None = None) -> int:
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if said := _token_in(argv):
+        return _refused("glmd.py", said)
     parser = argparse.ArgumentParser(prog="glmd.py", epilog=_overridable(argv), **_RECIPE_PARSER)
     _add_recipe_options(parser)
     known, overrides = parser.parse_known_args(argv)
@@ -321,8 +334,10 @@ def _run(program: str, command: Callable[[], int | None]) -> int:
 
 
 def _refused(program: str, said: str) -> int:
+    from tqdm import tqdm
+
     if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
-        print(f"{program}: {said}", file=sys.stderr)  # noqa: T201
+        tqdm.write(f"{program}: {said}", file=sys.stderr)  # clear of a bar that is still drawn
     return 2
 
 

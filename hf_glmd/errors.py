@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 MAX_LISTED = 20
+
+ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+"""As the Hub makes them: none may be written into a record, a card or a message."""
 
 
 class UsageError(ValueError):

@@ -152,16 +152,19 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
     from hf_glmd.training.datasets import MAX_DEFAULT_LENGTH, readable
     from hf_glmd.utils.system import hardware
     from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
+    from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
     tasks = [task_by_name(name) for name in options.tasks]
     texts = _texts(options)
     tokenizer = load_tokenizer(options.model, options.revision)
+    set_missing_pad_token(tokenizer)
     device = PartialState().device
     model = _load(options.model, options.revision, device)
     models: dict[str, tuple[Any, Any]] = {}
     teacher = None
     if options.teacher is not None:
         own = load_tokenizer(options.teacher, options.teacher_revision)
+        set_missing_pad_token(own)
         vocab_map = _map_of(options.model)
         check_same_words(tokenizer, own, vocab_map)
         teacher = LiveTeacher(_load(options.teacher, options.teacher_revision, device), vocab_map)

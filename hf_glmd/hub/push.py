@@ -233,6 +233,7 @@ class HubTarget:
     def _api(self) -> HfApi:
         from huggingface_hub import HfApi
 
+        _answer_in_time()
         return HfApi(token=self.token, library_name="hf_glmd", library_version=__version__)
 
     @contextmanager
@@ -244,7 +245,7 @@ class HubTarget:
             yield
         except UsageError:
             raise
-        except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        except (HTTPError, OSError, ValueError, RuntimeError, KeyError) as error:
             token = self.token
             text = self._reason(error).replace(token, "<token>")
             hidden = error if token not in f"{error}{error.__cause__}{error.__context__}" else None
@@ -260,6 +261,8 @@ class HubTarget:
         if not isinstance(error, HfHubHTTPError):
             if isinstance(error, (HTTPError, ConnectionError)):
                 return f"{place}: {constants.ENDPOINT} cannot be reached ({_first_line(error) or type(error).__name__})."
+            if isinstance(error, KeyError):  # the client looks for a field that the answer does not have
+                return f"{place}: {constants.ENDPOINT} answers without {error}, which the client needs. Push again."
             return f"{place}: {' '.join(str(error).split()).rstrip('.')}."
         status, said = error.response.status_code, _first_line(error.server_message or error.response.reason_phrase)
         meanings: dict[int, Callable[[], str]] = {
@@ -276,6 +279,24 @@ class HubTarget:
 
     def _then(self) -> str:
         return f" The folder is complete; push it later: {self.later}" if self.later else ""
+
+
+ANSWER_S = 120.0
+"""Seconds that one answer, or a part of an upload, may take. The client by itself waits for ever."""
+
+
+def _answer_in_time() -> None:
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    def client() -> Any:
+        made = made_before()
+        made.timeout = ANSWER_S
+        return made
+
+    made_before = _http._GLOBAL_CLIENT_FACTORY
+    if made_before is _http.default_client_factory:  # a factory of the user's own knows better
+        set_client_factory(client)
 
 
 def _is_replaced(name: str) -> bool:

@@ -135,6 +135,7 @@ def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
     from hf_glmd.training.datasets import readable, row_length, token_rows
     from hf_glmd.training.objectives.kinds import default_collator
     from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
+    from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
     from hf_glmd.vocab.vocab_map import FILE_NAME, VocabMap
 
     started = time.monotonic()
@@ -155,6 +156,7 @@ def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
     load_config(options.model, options.revision)  # a wrong name is found before the data are read
     folder = options.tokenizer or options.model
     tokenizer = load_tokenizer(folder, None if options.tokenizer else options.revision)
+    set_missing_pad_token(tokenizer)
     vocab_map = VocabMap.load(folder) if (Path(folder) / FILE_NAME).is_file() else None
     with state.main_process_first():  # the others read what it cached
         splits = [split for source in options.data for split in load_splits(source, column=options.column).values()]

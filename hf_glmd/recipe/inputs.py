@@ -17,6 +17,7 @@ from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
 from hf_glmd.training.datasets import MAX_DEFAULT_LENGTH, max_positions
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
+from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
 
 class Inputs:
@@ -41,8 +42,7 @@ class Inputs:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's tokenizer as its files set it: one that has read rows is set to their length, and saved with that."""
         tokenizer = load_tokenizer(self.recipe.teacher.model, self.recipe.teacher.revision)
-        if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-            tokenizer.pad_token = tokenizer.eos_token  # as GPT-2 is used; no padding is read or scored
+        set_missing_pad_token(tokenizer)
         return tokenizer
 
     def load_teacher(self) -> PreTrainedModel:

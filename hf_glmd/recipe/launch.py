@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Sequence
@@ -38,7 +39,14 @@ def launch(words: Sequence[str], config: str, processes: int | None = None) -> i
     try:
         launch_command(arguments)
     except ChildFailedError as error:
-        return _MISTAKE if error.get_first_failure()[1].exitcode == _MISTAKE else 1
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            hint = ": if nobody did that, there was not enough memory" if name == "SIGKILL" else ""
+            raise UsageError(
+                f"process {rank} was ended by {name}{hint}. The same command goes on from the last checkpoint."
+            ) from error
+        return _MISTAKE if failure.exitcode == _MISTAKE else 1
     except subprocess.CalledProcessError as error:
         return _MISTAKE if error.returncode == _MISTAKE else 1
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hf_glmd.errors import UsageError, nearest
+from hf_glmd.errors import ACCESS_TOKEN, UsageError, nearest
 
 Section = typing.TypeVar("Section")
 
@@ -27,7 +27,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"recipe file '{path}' does not exist. " + (nearest(str(path), others) if others else "Give the path of a YAML file.")
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if ACCESS_TOKEN.search(text):
+            raise UsageError(f"'{path}' holds an access token of the Hub. Take it out, and run `hf auth login` or set HF_TOKEN.")
+        data = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe file '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

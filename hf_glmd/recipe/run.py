@@ -21,6 +21,7 @@ from hf_glmd.recipe.run_folder import RunFolder
 from hf_glmd.recipe.stages import Stages
 from hf_glmd.recipe.student import make_first_student
 from hf_glmd.recipe.task_inputs import TaskInputs
+from hf_glmd.reports.drawing import figure_class
 from hf_glmd.reports.options import REPORT_PAGE
 from hf_glmd.reports.page import write_report
 from hf_glmd.reports.records import RunRecord
@@ -72,6 +73,7 @@ class Run:
 
     def check(self) -> None:
         """Everything that can be known without weights. Raises: UsageError, something is missing or does not fit."""
+        figure_class()  # what it draws comes last, and needs matplotlib
         self.inputs.check_teacher()
         self.stages.check()
         if (push := self.run_folder.push_options) is not None:

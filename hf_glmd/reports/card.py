@@ -190,7 +190,9 @@ class Card:
                 "model on."
             )
         name = markdown_text(given.license_name or given.license)
-        return f"Licence: {f'[{name}]({given.license_link})' if given.license_link else name}, the original model's."
+        link = given.license_link or ""
+        linked = re.fullmatch(r"https?://[^\s()<>]+|[\w./-]+", link) is not None  # and no javascript:
+        return f"Licence: {f'[{name}]({link})' if linked else name}, the original model's."
 
 
 def cut_paragraphs(

@@ -50,6 +50,11 @@ def new_figure(title: str, width: float, height: float, columns: int = 1, rows: 
     return figure, axes
 
 
+def _as_text(cell: object) -> object:
+    """A name that a spreadsheet would take for a formula, as text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t")) else cell
+
+
 def save(figure: Figure, table: Sequence[Sequence], image: Path) -> list[Path]:
     """Returns: the image and, beside it, the CSV."""
     # On an opaque page with a thin edge: a card is shown on white and on black, and dark text needs a light page.
@@ -58,7 +63,7 @@ def save(figure: Figure, table: Sequence[Sequence], image: Path) -> list[Path]:
     figure.savefig(image, format=image.suffix[1:], dpi=DPI, facecolor=PAGE, edgecolor=PALE_GREY, metadata=undated)
     numbers = image.with_suffix(".csv")
     with open(numbers, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
+        csv.writer(file, lineterminator="\n").writerows([[_as_text(cell) for cell in row] for row in table])
     return [image, numbers]
 
 

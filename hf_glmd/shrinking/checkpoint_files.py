@@ -155,7 +155,10 @@ def find_carried_files(model: str | PathLike[str], revision: str | None = None) 
     root = _folder(model, revision, [*names, *([f"{own}/*"] if own else [])])
     names = {name: new for name, new in names.items() if (root / name).is_file()}  # offline, the cache may lack some
     _refuse_links(model, root, names)
-    prompts = _json(root / _SETTINGS).get("prompts") if _SETTINGS in names else None
+    settings = _json(root / _SETTINGS) if _SETTINGS in names else {}
+    prompts = settings.get("prompts") if isinstance(settings, dict) else settings
+    if not isinstance(prompts, dict | None) or not all(isinstance(text, str | None) for text in (prompts or {}).values()):
+        raise UsageError(f"'{root / _SETTINGS}' holds prompts that are not {{name: text}}: mend it, or copy it anew.")
     return CarriedFiles(
         root,
         str(root / own) if own else str(model),

@@ -44,7 +44,9 @@ from hf_glmd.shrinking.sizes import Limits, Sizer, model_parts
 from hf_glmd.vocab.counting import (
     TokenCounts,
     backend_of,
+    check_vocabulary,
     count_corpus,
+    panics_named,
     tokenizer_fingerprint,
     vocabulary_rows,
 )
@@ -86,6 +88,7 @@ class VocabShrinker:
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
         self.tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
+        check_vocabulary(self._backend, "The tokenizer")
         self._counted = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
         self._corpora: dict[str, Corpus] = {}
         self._sample_ids: list[list[int]] | None = None  # what the remembered texts are split into, once it is asked for
@@ -95,6 +98,7 @@ class VocabShrinker:
         """int64 [V]: how often each token was counted so far."""
         return self._counted.values
 
+    @panics_named
     def count(
         self,
         source: Any,
@@ -218,6 +222,7 @@ class VocabShrinker:
         ids = token_order(self.counts, order, merge_tree(data, self.counts.size), absent)
         save_order(ids, path, tokenizer_fingerprint(self.tokenizer))
 
+    @panics_named
     def shrink(
         self,
         size: int | float | None = None,

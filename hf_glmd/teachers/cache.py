@@ -202,7 +202,9 @@ class TeacherCache(Teacher):
                 f"the cache '{directory}' is unfinished. Build it again with the same settings: it goes on where it was."
             )
         whole = read_json(directory / WHOLE_FILE, REMEDY)
-        for file, wanted in whole.get("sha256", {}).items():
+        if not isinstance(whole, dict) or set(whole) != {"shards", "sha256"}:
+            raise UsageError(f"'{directory / WHOLE_FILE}' is damaged, or of an earlier version. {REMEDY}")
+        for file, wanted in whole["sha256"].items():
             if not (directory / file).is_file() or sha256(directory / file) != wanted:
                 raise UsageError(f"'{directory / file}' is missing or corrupt: it is not what was written. {REMEDY}")
         names = tqdm(whole["shards"], desc="Checking the cache", disable=not verify, delay=2.0)

@@ -73,11 +73,12 @@ class Shard:
         facts = read_json(facts_file, remedy)
         try:
             self.rows, self.positions, self.file_bytes = facts["rows"], facts["positions"], facts["bytes"]
+            wanted = facts["sha256"]
         except (KeyError, TypeError) as error:
             raise UsageError(f"'{facts_file}' is damaged: it lacks {error}. {remedy}") from error
         if file.stat().st_size != self.file_bytes:
             raise UsageError(f"shard '{file}' has {file.stat().st_size} bytes, {self.file_bytes} were written. {remedy}")
-        if verify and sha256(file) != facts["sha256"]:
+        if verify and sha256(file) != wanted:
             raise UsageError(f"shard '{file}' is corrupt: its checksum differs from the one written. {remedy}")
         try:
             with safe_open(file, "pt") as reader:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_teacher_model
 from hf_glmd.training.config import GLMDConfig
+from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
 
 def check_arguments(args: GLMDConfig, options: dict[str, Any]) -> None:
@@ -46,9 +47,10 @@ def as_tokenizer(processing_class: Any) -> Any:
     if isinstance(processing_class, ProcessorMixin):
         processing_class = getattr(processing_class, "tokenizer", None)
     if isinstance(processing_class, Tokenizer):
-        return PreTrainedTokenizerFast(tokenizer_object=processing_class, **_roles(processing_class))
+        processing_class = PreTrainedTokenizerFast(tokenizer_object=processing_class, **_roles(processing_class))
     if processing_class is None:
         raise UsageError("processing_class is missing. Pass the student's tokenizer, e.g. vocab.tokenizer.")
+    set_missing_pad_token(processing_class)
     return processing_class
 
 

@@ -254,9 +254,9 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of(arrays: Mapping[str, np.ndarray]) -> str:
-    """Hexadecimal, of names, shapes, types and values: for the metadata of a file that stands alone."""
-    digest = hashlib.sha256()
+def sha256_of(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Hexadecimal, of names, shapes, types and values, and of what is said of them: for a file that stands alone."""
+    digest = hashlib.sha256(json.dumps(sorted((name, said) for name, said in metadata.items() if name != "sha256")).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
         digest.update(np.ascontiguousarray(array).data)
@@ -264,8 +264,8 @@ def sha256_of(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def check_sha256(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Any, remedy: str) -> None:
-    """Raises: UsageError, arrays are not what was written; a file of an earlier version, without a sum, is taken as it is."""
-    if metadata.get("sha256", wanted := sha256_of(arrays)) != wanted:
+    """Raises: UsageError, arrays or metadata are not what was written."""
+    if metadata.get("sha256") != sha256_of(arrays, metadata):
         raise UsageError(f"'{path}' is damaged: it is not what was written. {remedy}")
 
 

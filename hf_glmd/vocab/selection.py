@@ -148,7 +148,7 @@ def save_order(order: np.ndarray, path: str | os.PathLike[str], fingerprint: str
     metadata = {"format": _FORMAT, "version": _VERSION, "tokenizer_sha256": fingerprint}
     tensors = {"order": np.asarray(order, dtype=np.int64)}
     with replaced(path) as unfinished:
-        save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors)})
+        save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors, metadata)})
 
 
 def load_order(path: str | os.PathLike[str], fingerprint: str) -> np.ndarray:

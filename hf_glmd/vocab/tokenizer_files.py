@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_glmd.errors import UsageError
 from hf_glmd.utils.remote_code import REMEDY, reason, trust_remote_code
-from hf_glmd.vocab.counting import untrimmed
+from hf_glmd.vocab.counting import check_vocabulary, panics_named, untrimmed
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ STALE_FILES = (
 _STALE_SETTINGS = ("added_tokens_decoder", "vocab_size", "is_local", "local_files_only", "name_or_path", "tokenizer_file")
 """Old ids, which would add removed tokens again past the end of the table (tokenizer.json has them all), and old places."""
 
+_FILES = ("tokenizer.json", _CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json")
 _TOKEN_LISTS = ("extra_special_tokens", "additional_special_tokens")
 _PAIRS = 30
 """Probe texts that are compared in pairs, too."""
@@ -57,6 +58,7 @@ _PROBES = (
 )
 
 
+@panics_named
 def load_plain_tokenizer(name: str | os.PathLike[str], revision: str | None = None) -> Any:
     """The tokenizer of a Hub name or folder, as `AutoTokenizer` reads it. Raises: UsageError, there is none, or it is damaged."""
     try:
@@ -65,14 +67,35 @@ def load_plain_tokenizer(name: str | os.PathLike[str], revision: str | None = No
         said = reason(error)
         if not isinstance(error, (OSError, ValueError)):
             said = f"{type(error).__name__}: {said}"
-        there = (Path(name) / "tokenizer.json").is_file()
-        remedy = "Its tokenizer.json is damaged: copy it once more." if there else "Put tokenizer.json there."
+        there = [file for file in _FILES if (Path(name) / file).is_file()]
+        damaged = next((file for file in there if not _is_json(Path(name) / file)), "tokenizer.json")
+        remedy = f"Its {damaged} is damaged: copy it once more." if damaged in there else "Put tokenizer.json there."
         raise UsageError(f"No tokenizer can be loaded from '{name}': {said}{'' if REMEDY in said else ' ' + remedy}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(backend, Tokenizer) and len(backend.get_added_tokens_decoder()) >= backend.get_vocab_size() - 1:
         # Some classes make up a vocabulary of their special tokens, and T5's of a space besides.
         raise UsageError(f"No vocabulary is found in '{name}': tokenizer.json is missing or damaged, copy it once more.")
+    if isinstance(backend, Tokenizer):
+        check_vocabulary(backend, f"The tokenizer in '{name}'")
     return tokenizer
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def set_missing_pad_token(tokenizer: Any) -> None:
+    """Lets the end of a text pad, too, where no token does, as trl does: nothing reads padding, and nothing counts it.
+
+    GPT-2 and Llama are published without a token for it.
+    """
+    if getattr(tokenizer, "pad_token_id", None) is None and getattr(tokenizer, "eos_token", None) is not None:
+        logger.info("The tokenizer has no padding token: its end token %r pads.", tokenizer.eos_token)
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def encode_texts(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -100,8 +123,16 @@ def template_texts(tokenizer: Any) -> list[str]:
             if kind == "data":
                 texts.append(value)
             elif kind == "string":
-                texts.append(value[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape"))
+                texts.append(_unescaped(value[1:-1]))
     return [*texts, *_ROLES] if texts else []
+
+
+def _unescaped(text: str) -> str:
+    """What a string of a template stands for; with a broken escape in it, itself."""
+    try:
+        return text.encode("ascii", "backslashreplace").decode("unicode-escape")
+    except UnicodeDecodeError:
+        return text
 
 
 def small_tokenizer(original: Any, data: dict[str, Any], probes: list[str], model_type: str | None = None) -> Any:

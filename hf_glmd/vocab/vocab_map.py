@@ -139,7 +139,7 @@ class VocabMap:
         if self.similarity is not None:
             metadata["similarity"] = self.similarity
         with replaced(file) as unfinished:
-            save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors)})
+            save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors, metadata)})
         return file
 
     @classmethod
