@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 STOPPED = 99
 
@@ -45,6 +47,7 @@ def operations(command: Callable[[], int], folder: Path, stop_at: int | None = N
                 if count == stop_at:
                     os._exit(STOPPED)
 
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and whoever waits for them waits for ever
             sys.addaudithook(audit)
             status = command()
             os.write(write, json.dumps(count).encode())

@@ -44,9 +44,7 @@ from hf_glmd.shrinking.sizes import Limits, Sizer, model_parts
 from hf_glmd.vocab.counting import (
     TokenCounts,
     backend_of,
-    check_vocabulary,
     count_corpus,
-    panics_named,
     tokenizer_fingerprint,
     vocabulary_rows,
 )
@@ -61,6 +59,7 @@ from hf_glmd.vocab.rewrite import (
 )
 from hf_glmd.vocab.scripts import script_of, script_shares
 from hf_glmd.vocab.selection import save_order, select, token_order
+from hf_glmd.vocab.soundness import check_vocabulary, panics_named
 from hf_glmd.vocab.tokenizer_files import encode_texts, small_tokenizer
 from hf_glmd.vocab.vocab_map import VocabMap, nearest_kept
 

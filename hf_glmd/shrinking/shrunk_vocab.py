@@ -24,8 +24,9 @@ from hf_glmd.reports.vocab_report import REPORT_FILE, LongTail, ModelSizes, Veri
 from hf_glmd.reports.vocabulary_card import render_vocabulary_card
 from hf_glmd.shrinking.verification import verify_vocabulary
 from hf_glmd.utils.files import written_whole
-from hf_glmd.vocab.counting import backend_of, panics_named, set_trimming, trimming_of
+from hf_glmd.vocab.counting import backend_of, set_trimming, trimming_of
 from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, MappedTokenizer, load_tokenizer
+from hf_glmd.vocab.soundness import panics_named
 from hf_glmd.vocab.tokenizer_files import STALE_FILES, write_tokenizer
 from hf_glmd.vocab.vocab_map import VocabMap
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import heapq
 import json
@@ -10,12 +9,12 @@ import logging
 import os
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,45 +166,6 @@ def vocabulary_rows(tokenizer: Any) -> int:
     if not vocabulary:
         raise UsageError("The tokenizer has an empty vocabulary: there is nothing to count or cut.")
     return max(vocabulary.values()) + 1
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def panics_named(function: Function) -> Function:
-    """A function that says of what the tokenizers library cannot do, which may be a panic, that tokenizer.json is damaged."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except BaseException as error:
-            # The library raises nothing but plain exceptions and panics.
-            if type(error) is not Exception and type(error).__name__ != "PanicException":
-                raise
-            raise UsageError(f"tokenizers cannot use the tokenizer ({error}): its tokenizer.json is damaged.") from error
-
-    return cast(Function, run)
-
-
-_MOST_ABSENT = 1_000_000
-"""Ids that no token has; published vocabularies leave out some thousands at most."""
-
-
-def check_vocabulary(backend: Tokenizer, whose: str) -> None:
-    """Raises: UsageError, two tokens have one id, an id is far beyond all others, or the unknown token is none of the tokens."""
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    ids = np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary))
-    if ids.size and ids.max() >= 2 * ids.size + _MOST_ABSENT:
-        token = max(vocabulary, key=vocabulary.__getitem__)
-        raise UsageError(f"{whose} gives {token!r} the id {ids.max()}, among {ids.size} tokens: tokenizer.json is damaged.")
-    if np.unique(ids).size < ids.size:
-        first: dict[int, str] = {}
-        token, other = next((token, first[id]) for token, id in vocabulary.items() if first.setdefault(id, token) != token)
-        raise UsageError(f"{whose} gives {other!r} and {token!r} the same id {vocabulary[token]}: tokenizer.json is damaged.")
-    unknown = getattr(backend.model, "unk_token", None)
-    if isinstance(unknown, str) and unknown not in vocabulary:
-        raise UsageError(f"{whose} names {unknown!r} as its unknown token, and has no such token: tokenizer.json is damaged.")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

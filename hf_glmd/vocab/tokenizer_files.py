@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_glmd.errors import UsageError
 from hf_glmd.utils.remote_code import REMEDY, reason, trust_remote_code
-from hf_glmd.vocab.counting import check_vocabulary, panics_named, untrimmed
+from hf_glmd.vocab.counting import untrimmed
+from hf_glmd.vocab.soundness import check_vocabulary, panics_named
 
 logger = logging.getLogger(__name__)
 
