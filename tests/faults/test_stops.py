@@ -106,7 +106,7 @@ def test_recipe(tmp_path):
         "task": None,
         "task_teacher": None,
     }
-    changes |= {"task_words": None, "task_answers": None}
+    changes |= {"task_words": None, "task_answers": None, "threads": 1}
 
     def run(name):
         folder = tmp_path / name
