@@ -72,8 +72,7 @@ COST_TEXTS = 500
 class VocabShrinker:
     """Counts which tokens a corpus uses and cuts the vocabulary down to those.
 
-    >>> vocab = VocabShrinker(tokenizer).count("corpus.txt").shrink(size=0.5)  # doctest: +SKIP
-    >>> student = vocab.resize(model)  # doctest: +SKIP
+    >>> student = VocabShrinker(tokenizer).count("corpus.txt").shrink(size=0.5).resize(model)  # doctest: +SKIP
 
     Args:
         tokenizer: a fast transformers tokenizer, or the Hub name or path of one; or a `tokenizers.Tokenizer`.
@@ -86,8 +85,7 @@ class VocabShrinker:
         elif isinstance(tokenizer, Tokenizer):
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
         self.tokenizer = tokenizer
-        self._backend = backend_of(tokenizer)
-        check_vocabulary(self._backend, "The tokenizer")
+        self._backend = check_vocabulary(backend_of(tokenizer), "The tokenizer")
         self._counted = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
         self._corpora: dict[str, Corpus] = {}
         self._sample_ids: list[list[int]] | None = None  # what the remembered texts are split into, once it is asked for

@@ -34,8 +34,11 @@ _MOST_ABSENT = 1_000_000
 """Ids that no token has; published vocabularies leave out some thousands at most."""
 
 
-def check_vocabulary(backend: Tokenizer, whose: str) -> None:
-    """Raises: UsageError, two tokens have one id, an id is far beyond all others, or the unknown token is none of the tokens."""
+def check_vocabulary(backend: Tokenizer, whose: str) -> Tokenizer:
+    """Returns: the backend.
+
+    Raises: UsageError, two tokens have one id, an id is far beyond all others, or the unknown token is none of the tokens.
+    """
     vocabulary = backend.get_vocab(with_added_tokens=True)
     ids = np.fromiter(vocabulary.values(), dtype=np.int64, count=len(vocabulary))
     if ids.size and ids.max() >= 2 * ids.size + _MOST_ABSENT:
@@ -48,3 +51,4 @@ def check_vocabulary(backend: Tokenizer, whose: str) -> None:
     unknown = getattr(backend.model, "unk_token", None)
     if isinstance(unknown, str) and unknown not in vocabulary:
         raise UsageError(f"{whose} names {unknown!r} as its unknown token, and has no such token: tokenizer.json is damaged.")
+    return backend
