@@ -45,6 +45,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_shrink(commands)
     _add_inspect(commands)
+    _add_rebuild(commands)
     _add_cache(commands)
     _add_distill(commands, argv)
     _add_evaluate(commands)
@@ -110,6 +111,31 @@ def _inspect(arguments: argparse.Namespace) -> None:
     options = build_section(InspectOptions, values=_given(arguments, InspectOptions))
     found = inspect_checkpoint(options, progress=not arguments.json)
     _say(json.dumps(found.to_dict(), indent=1) if arguments.json else found.table())
+
+
+def _add_rebuild(commands: Any) -> None:
+    from hf_glmd.shrinking.rebuilding import RebuildOptions
+
+    parser = commands.add_parser(
+        "rebuild",
+        help="make a cut model again from its base and its vocabulary map",
+        description="A vocabulary map is a patch: with the model it was made of, it makes the cut model again, bit for bit. "
+        "Weights and tokenizer are compared with what the map says of them.",
+        epilog="Example: hf-glmd rebuild google-bert/bert-base-uncased vocab_map.safetensors --output smaller-bert",
+        allow_abbrev=False,
+    )
+    _add_fields(parser, RebuildOptions, positional=("base", "vocab_map"))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_rebuild)
+
+
+def _rebuild(arguments: argparse.Namespace) -> None:
+    from hf_glmd.recipe.reading import build_section
+    from hf_glmd.shrinking.rebuilding import RebuildOptions, rebuild_checkpoint
+
+    _quiet_libraries()
+    result = rebuild_checkpoint(build_section(RebuildOptions, values=_given(arguments, RebuildOptions)))
+    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
 
 
 def _add_push(commands: Any) -> None:

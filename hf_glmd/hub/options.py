@@ -19,6 +19,7 @@ class PushOptions:
     revision: str | None = option("Branch to push to; it is made if it is not there. Unset: main.")
     message: str = option("Title of the commit.", "Upload model")
     overwrite: bool = option("Replace what the repository holds, even if it is no model of hf_glmd; its history stays.", False)
+    map_only: bool = option("Push the vocabulary map alone, from which hf-glmd rebuild makes the model again.", False)
     dry_run: bool = option("Only list what would go. Nothing is asked of the Hub.", False)
 
     def __post_init__(self) -> None:
@@ -31,4 +32,5 @@ class PushOptions:
         words = ["hf-glmd", "push", self.folder, self.repo]
         words += ["--private"] if self.private else []
         words += ["--revision", self.revision] if self.revision else []
+        words += ["--map-only"] if self.map_only else []
         return shlex.join([*words, "--overwrite"] if self.overwrite else words)

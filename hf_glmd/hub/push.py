@@ -18,8 +18,10 @@ from hf_glmd.errors import UsageError
 from hf_glmd.hub.folder import OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_that_stay, files_to_push
 from hf_glmd.hub.options import PushOptions
 from hf_glmd.reports.card import TAGS
+from hf_glmd.reports.map_card import render_map_card
 from hf_glmd.utils.text import markdown_table
 from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
+from hf_glmd.vocab.vocab_map import FILE_NAME, VocabMap
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -74,16 +76,25 @@ def push_folder(options: PushOptions, token: str | None = None, later: str | Non
     files = files_to_push(folder)
     check_ours(folder, list(files))
     target = HubTarget(options.repo, options.revision, token, options.overwrite, later or options.command())
-    contents = {name: content_of(name, path, target.repo) for name, path in files.items()}
+    contents = _contents(options, files, target.repo)
     sizes = {name: len(part) if isinstance(part, bytes) else part.stat().st_size for name, part in contents.items()}
     if options.dry_run:
-        return PushResult(target.repo, target.revision, sizes, files_that_stay(folder, files))
+        return PushResult(target.repo, target.revision, sizes, files_that_stay(folder, contents))
     target.check()
     check_no_token(files, target.token)
     if "/" not in options.repo:  # the card names the repository by the user's name, too, which is known now
-        contents = {name: content_of(name, path, target.repo) for name, path in files.items()}
+        contents = _contents(options, files, target.repo)
     commit = target.push(contents, options.message, options.private or None)
-    return PushResult(target.repo, target.revision, sizes, files_that_stay(folder, files), commit.oid, commit.commit_url)
+    return PushResult(target.repo, target.revision, sizes, files_that_stay(folder, contents), commit.oid, commit.commit_url)
+
+
+def _contents(options: PushOptions, files: Mapping[str, Path], repo: str) -> dict[str, Path | bytes]:
+    """Raises: UsageError, the map alone was asked for, and there is none, or it does not say what it was made of."""
+    if not options.map_only:
+        return {name: content_of(name, path, repo) for name, path in files.items()}
+    vocab_map = VocabMap.load(options.folder)
+    card = render_map_card(vocab_map, repo, Path(options.folder) / CARD)
+    return {FILE_NAME: files[FILE_NAME], CARD: card.encode()}
 
 
 def check_push(options: PushOptions, token: str | None = None) -> None:

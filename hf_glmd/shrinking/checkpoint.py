@@ -147,12 +147,13 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
     from hf_glmd.reports.card import SourceCard
     from hf_glmd.reports.page import write_report
     from hf_glmd.shrinking.checkpoint_files import REPLACED_FILES, find_carried_files
-    from hf_glmd.utils.files import written_whole
+    from hf_glmd.shrinking.rebuilding import check_output, origin_of
+    from hf_glmd.utils.files import write_sums, written_whole
     from hf_glmd.vocab.counting import vocabulary_rows
     from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES, load_tokenizer
     from hf_glmd.vocab.tokenizer_files import STALE_FILES
 
-    _check_output(Path(options.output), options.overwrite)
+    check_output(Path(options.output), options.overwrite)
     push = PushOptions(options.output, options.push_to_hub, private=options.private) if options.push_to_hub else None
     if push is not None:
         check_push(push)
@@ -184,6 +185,9 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
         vocab.save_pretrained(folder)
         vocab.save_report(folder)
         carried.copy_to(folder, vocab.report.size)
+        vocab.vocab_map.origin = origin_of(options.model, model, tokenizer, folder)
+        vocab.vocab_map.save(folder)
+        write_sums(folder)  # the page below is made of files that are as they were listed
         vocab.save_card(
             folder,
             name=Path(options.output).name,
@@ -197,17 +201,6 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
         write_report(folder, name=Path(options.output).name)
     pushed = push_folder(push) if push is not None else None
     return ShrinkResult(options.output, vocab.report, verified, sorted(carried.names.values()), carried.left, pushed)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output '{output}' is a file: name a folder.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not overwrite:
-        raise UsageError(f"--output '{output}' is not empty: name another folder, or add --overwrite.")
-    if not any((output / name).is_file() for name in ("vocab_report.json", "vocab_map.safetensors")):
-        raise UsageError(f"--output '{output}' is no model that hf-glmd shrink wrote, and stays: name another folder.")
 
 
 def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShrinker:

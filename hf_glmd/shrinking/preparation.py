@@ -64,7 +64,7 @@ class Preparation:
             refuse_unsupported(data)
         vocabulary = counted_vocabulary(data, counts)
         absent = absent_ids(vocabulary, counts.size)
-        without_row = _without_row(model, data, vocabulary) if lossless else set()
+        without_row = tokens_without_row(model, data, vocabulary) if lossless else set()
         if without_row:
             vocabulary = {token: token_id for token, token_id in vocabulary.items() if token not in without_row}
             absent = absent_ids(vocabulary, counts.size)
@@ -127,7 +127,7 @@ def check_mode(removed: str, similarity: str, embeddings: torch.Tensor | np.ndar
         raise UsageError("removed='nearest' compares embeddings: give embeddings=model.get_input_embeddings().weight.")
 
 
-def _without_row(model: Any, data: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
+def tokens_without_row(model: Any, data: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
     """Added tokens without a row in a model's table, such as Gemma 3's image token in its text models: none can be read."""
     rows = None if model is None else table_rows(model)
     added = {one["content"] for one in data.get("added_tokens") or ()}

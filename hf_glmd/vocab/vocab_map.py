@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import os
+import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,31 @@ BLOCK = 64
 """Neighbouring similarities of which the largest is taken first."""
 
 _FORMAT = "hf_glmd.vocab_map"
-_VERSION = "1"
+_VERSION = "2"
+_READ = ("1", "2")
+"""Version 1 listed the kept ids; 2 has a bit per token of the large vocabulary, compressed."""
+
+
+@dataclass(frozen=True)
+class MapOrigin:
+    """What a map was made of, and what came of it: enough to make it again, and to see that it is the same.
+
+    Attributes:
+        base: Hub name or folder of the model that was cut.
+        revision: its commit; empty: it is not known, as of a folder.
+        tokenizer_sha256: of the base, see `tokenizer_fingerprint`.
+        files: name -> SHA-256, of the weights and tokenizer.json that were written.
+        versions: of the libraries that wrote them.
+    """
+
+    base: str
+    revision: str
+    tokenizer_sha256: str
+    files: dict[str, str]
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.base}@{self.revision}" if self.revision else self.base
 
 
 class VocabMap:
@@ -43,6 +71,7 @@ class VocabMap:
             "nearest", "unk": it becomes the kept id in `old_to_small`.
         old_to_small: int64 [V], the small id of every old one. Only for, and then needed by, "nearest" and "unk".
         similarity: by what "nearest" was measured; kept for the record.
+        origin: what it was made of, if that is known.
     Raises: UsageError, the ids do not fit together.
     """
 
@@ -53,6 +82,7 @@ class VocabMap:
         removed: str = "resegment",
         old_to_small: np.ndarray | None = None,
         similarity: str | None = None,
+        origin: MapOrigin | None = None,
     ) -> None:
         kept = np.array(kept_ids if isinstance(kept_ids, np.ndarray) else list(kept_ids))
         if kept.ndim != 1 or kept.size == 0 or kept.dtype.kind not in "iu":
@@ -81,6 +111,7 @@ class VocabMap:
         self.original_size = int(original_size)
         self.removed = removed
         self.similarity = similarity
+        self.origin = origin
         self._to_small = own
 
     @property
@@ -131,13 +162,17 @@ class VocabMap:
 
         Returns: the file written.
         """
-        file = _file(path)
-        tensors = {"kept_ids": self.kept_ids}
+        file = map_file(path)
+        bits = np.zeros(self.original_size, dtype=bool)
+        bits[self.kept_ids] = True
+        tensors = {"kept_bits": np.frombuffer(zlib.compress(np.packbits(bits).tobytes(), 9), dtype=np.uint8).copy()}
         if self.removed != "resegment":
             tensors["old_to_small"] = self._to_small
         metadata = {"format": _FORMAT, "version": _VERSION, "removed": self.removed, "original_size": str(self.original_size)}
         if self.similarity is not None:
             metadata["similarity"] = self.similarity
+        if self.origin is not None:
+            metadata["origin"] = json.dumps(dataclasses.asdict(self.origin))
         with replaced(file) as unfinished:
             save_file(tensors, unfinished, metadata=metadata | {"sha256": sha256_of(tensors, metadata)})
         return file
@@ -148,7 +183,7 @@ class VocabMap:
 
         Raises: UsageError, there is none, or it holds something else.
         """
-        file = _file(path)
+        file = map_file(path)
         if not file.is_file():
             raise UsageError(f"There is no vocabulary map at '{file}': give the folder that ShrunkVocab.save_pretrained wrote.")
         try:
@@ -157,17 +192,21 @@ class VocabMap:
                 tensors = {name: reader.get_tensor(name) for name in reader.keys()}
         except Exception as error:  # safetensors raises its own class
             raise UsageError(f"'{file}' does not hold a vocabulary map ({error}): save it again.") from error
-        if metadata.get("format") != _FORMAT or "kept_ids" not in tensors:
+        if metadata.get("format") != _FORMAT or not tensors.keys() & {"kept_ids", "kept_bits"}:
             raise UsageError(f"'{file}' does not hold a vocabulary map: give the folder that ShrunkVocab.save_pretrained wrote.")
-        if metadata.get("version") != _VERSION:
-            raise UsageError(f"'{file}' has format version {metadata.get('version')}, this package reads {_VERSION}: save again.")
+        if metadata.get("version") not in _READ:
+            known = " and ".join(_READ)
+            raise UsageError(f"'{file}' has format version {metadata.get('version')}, this package reads {known}: save again.")
         check_sha256(tensors, metadata, file, "Save the vocabulary again.")
+        rows = int(metadata["original_size"])
+        origin = MapOrigin(**json.loads(metadata["origin"])) if "origin" in metadata else None
         return cls(
-            tensors["kept_ids"],
-            int(metadata["original_size"]),
+            tensors["kept_ids"] if "kept_ids" in tensors else _unpacked(tensors["kept_bits"], rows, file),
+            rows,
             removed=metadata["removed"],
             old_to_small=tensors.get("old_to_small"),
             similarity=metadata.get("similarity"),
+            origin=origin,
         )
 
     def _convert(self, ids: Any, table: np.ndarray, kind: str) -> Any:
@@ -324,7 +363,15 @@ def _first_maximum(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return value, block * BLOCK + inside.argmax(-1)
 
 
-def _file(path: str | os.PathLike[str]) -> Path:
+def _unpacked(bits: np.ndarray, rows: int, file: Path) -> np.ndarray:
+    try:
+        return np.flatnonzero(np.unpackbits(np.frombuffer(zlib.decompress(bits.tobytes()), dtype=np.uint8), count=rows))
+    except (zlib.error, ValueError) as error:
+        raise UsageError(f"'{file}' does not hold a vocabulary map ({error}): save it again.") from error
+
+
+def map_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a map, which may be named by its folder."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / FILE_NAME
 

@@ -20,6 +20,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.hub.options import PushOptions
 from hf_glmd.hub.push import push_folder
 from hf_glmd.shrinking.shrunk_vocab import PLOT_FILE
+from hf_glmd.vocab.vocab_map import VocabMap
 
 REPO = "someone/smaller"
 
@@ -53,6 +54,29 @@ def test_one_commit_holds_everything(hub, folder, capsys):
     assert hub.files(REPO) == on_disk(folder)
     assert [commit.message for commit in hub.repositories[REPO].branches["main"]] == ["initial commit", "Upload model"]
     assert f"Pushed to {REPO}, branch main: {hub.url}/{REPO}/commit/" in capsys.readouterr().out
+
+
+def test_a_map_goes_alone_with_a_card_that_says_how_to_rebuild(hub, tmp_path, capsys):
+    (tmp_path / "corpus.txt").write_text("\n".join(vocab_helpers.texts(100)))
+    tokenizer, base, small = vocab_helpers.fast_tokenizer("wordpiece"), tmp_path / "base", tmp_path / "small"
+    tokenizer.save_pretrained(base)
+    vocab_helpers.tiny_model("bert").save_pretrained(base)
+    assert main(["shrink", str(base), "--corpus", str(tmp_path / "corpus.txt"), "--output", str(small)]) == 0
+    assert push(small, "--map-only") == 0
+    files = hub.files(REPO)
+    assert set(files) == {"README.md", "vocab_map.safetensors"}
+    card = files["README.md"].decode()
+    assert "hf-glmd rebuild base vocab_map.safetensors --output smaller" in card and f"hf download {REPO}" in card
+    assert all(digest in card for digest in VocabMap.load(small).origin.files.values())
+    (tmp_path / "vocab_map.safetensors").write_bytes(files["vocab_map.safetensors"])
+    assert main(["rebuild", str(base), str(tmp_path / "vocab_map.safetensors"), "--output", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
+
+
+def test_a_map_that_does_not_say_its_base_does_not_go_alone(hub, folder, capsys):
+    assert VocabMap.load(folder).origin is None
+    assert push(folder, "--map-only") == 2
+    assert "does not say which model" in capsys.readouterr().err
 
 
 def test_the_files_of_a_model_are_sent_in_parts(hub, folder):
