@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_glmd import __version__
 from hf_glmd.errors import UsageError
-from hf_glmd.hub.folder import OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_that_stay, files_to_push
+from hf_glmd.hub.folder import CARD, OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_that_stay, files_to_push
 from hf_glmd.hub.options import PushOptions
 from hf_glmd.reports.card import TAGS
 from hf_glmd.reports.map_card import render_map_card
