@@ -354,9 +354,9 @@ def _run(program: str, command: Callable[[], int | None]) -> int:
         _refused(program, f"stopped. To go on: {shlex.join([program, *sys.argv[1:]])}")
         return 128 + signal.SIGINT
     except Exception as error:
-        if (said := _of_disk_or_network(error)) is None:
+        if (said := _of_the_machine(error)) is None:
             raise  # a bug of ours, which its traceback helps to find
-        return _refused(program, said)
+        return _refused(program, f"{said} Then run it again: {shlex.join([program, *sys.argv[1:]])}")
 
 
 def _refused(program: str, said: str) -> int:
@@ -367,23 +367,24 @@ def _refused(program: str, said: str) -> int:
     return 2
 
 
-def _of_disk_or_network(error: BaseException) -> str | None:
+def _of_the_machine(error: BaseException) -> str | None:
     """What to say of an error that no program can prevent, wherever a library met it; None, if it is of another kind."""
     from safetensors import SafetensorError
 
     from hf_glmd.utils.files import disk_error, one_line_of
 
-    again = f"Then run it again: {shlex.join(['hf-glmd', *sys.argv[1:]])}"
     while error is not None:
         if isinstance(error, OSError) and (remedy := disk_error(error)):
             where = f"'{error.filename}'" if error.filename else "a file"
-            return f"{where} cannot be written or read: {one_line_of(error)}. {remedy} {again}"
+            return f"{where} cannot be written or read: {one_line_of(error)}. {remedy}"
         if isinstance(error, SafetensorError):
             full = "No space left" in str(error)
             remedy = "Make room on the disk." if full else "A file of weights is damaged: copy or write it once more."
-            return f"{one_line_of(error)}. {remedy} {again}"
+            return f"{one_line_of(error)}. {remedy}"
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):  # so torch.save says that a disk is full
+            return "a checkpoint cannot be written to its end: the disk is full, or takes no more. Make room on it."
         if isinstance(error, MemoryError):
-            return f"there is not enough memory. Use smaller batches, fewer texts or shorter rows. {again}"
+            return "there is not enough memory. Use smaller batches, fewer texts or shorter rows."
         error = error.__cause__  # type: ignore[assignment]
     return None
 

@@ -9,6 +9,7 @@ import fault_helpers
 import numpy as np
 import pytest
 import recipe_helpers
+import torch
 import training_helpers
 import vocab_helpers
 
@@ -228,6 +229,15 @@ def test_what_no_program_can_prevent_is_one_line(shrunk, tmp_path, capsys, monke
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_checkpoint_that_a_full_disk_does_not_take_is_one_line(shrunk, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_counted", lambda *_: torch.save({"a": torch.ones(99_999)}, "/dev/full"))
+    corpus = str(shrunk.parent / "corpus.txt")
+    words = ["shrink", str(shrunk.parent / "bert"), "--corpus", corpus, "--output", str(tmp_path / "x")]
+    assert main(words) == 2
+    assert "the disk is full, or takes no more. Make room on it. Then run it again: hf-glmd " in last_line(capsys)
 
 
 def test_a_bug_keeps_its_traceback(shrunk, tmp_path, monkeypatch):
