@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError
+from hf_glmd.shrinking.inspection import named_sources
 from hf_glmd.utils.options import TEXT_SOURCES, list_option, option
 from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
 from hf_glmd.utils.remote_code import trusting_as_asked
@@ -27,7 +28,7 @@ class ShrinkOptions:
 
     model: str = option("The checkpoint: a folder, or the name of a model on the Hub.", "")
     output: str = option("Folder to write to.", "")
-    corpus: list[str] = list_option(f"Text to count: {TEXT_SOURCES}.")
+    corpus: list[str] = list_option(f"Text to count, each with a name before it if you like (de=german.txt): {TEXT_SOURCES}.")
     revision: str | None = option("Branch, tag or commit of the model on the Hub.")
     column: str = option("Column that holds the text.", "text")
     weights: list[float] = list_option("How much each corpus counts, one number per corpus. Unset: 1 each.")
@@ -37,6 +38,13 @@ class ShrinkOptions:
     size: float | None = option("Share of the tokens to keep (0.5), or their exact number (32000). Unset: 0.5.")
     coverage: float | None = option("Or: keep the smallest vocabulary that covers this share of the counted tokens, e.g. 0.999.")
     min_count: int | None = option("Or: keep every token that was counted at least this often.")
+    growth: list[str] = list_option(
+        "Or: the fewest tokens with which held-out text takes at most so many times its tokens: 1.02, or of each corpus by its "
+        "name, de=1.01 fr=1.03."
+    )
+    max_mb: float | None = option("As many tokens as keep the weights to so many megabytes; with --growth, a limit.")
+    max_params: str | None = option("The same of the parameters, e.g. 30M.")
+    held_out: list[str] = list_option("Text to measure growth on, by name alike. Unset: every 20th text, which is not counted.")
     order: str = option(
         "Which tokens go first. 'count': the rarest, so that most texts keep their tokens. 'leaf': those that cost the least "
         "length, for BPE; or a file of an order that was saved.",
@@ -68,9 +76,12 @@ class ShrinkOptions:
             mistakes.append("--output is missing: name a folder to write to")
         if not self.corpus and not self.counts:
             mistakes.append("there is nothing to count: give --corpus, or --counts of an earlier run")
-        given = [f"--{name.replace('_', '-')}" for name in ("size", "coverage", "min_count") if getattr(self, name) is not None]
-        if len(given) > 1:
+        bounds = ("size", "coverage", "min_count", "growth", "max_mb", "max_params")
+        given = [f"--{name.replace('_', '-')}" for name in bounds if getattr(self, name) not in (None, [])]
+        if len(given) > 1 and not (given[0] == "--growth" or given == ["--max-mb", "--max-params"]):
             mistakes.append(f"{' and '.join(given)} contradict each other: give one of them")
+        if self.is_named and (self.weights or self.max_texts or self.counts or self.save_counts):
+            mistakes.append("named corpora and --growth go without --weights, --max-texts, --counts and --save-counts")
         if self.weights and len(self.weights) != len(self.corpus):
             mistakes.append(f"--weights has {len(self.weights)} numbers for {len(self.corpus)} corpora: give one per corpus")
         if self.max_texts is not None and self.max_texts < 1:
@@ -86,6 +97,26 @@ class ShrinkOptions:
             mistakes.append(f"--output '{self.output}' is the model itself: name another folder")
         if mistakes:
             raise UsageError("; ".join(mistakes) + ".")
+        named_sources(self.corpus if self.is_named else [], "--corpus")
+        self.limits()
+
+    @property
+    def is_named(self) -> bool:
+        """Whether corpora are counted by name, each with held-out text."""
+        return bool(self.growth or self.held_out or any("=" in one and not Path(one).exists() for one in self.corpus))
+
+    def limits(self) -> dict[str, Any]:
+        """What `VocabShrinker.shrink` is told in place of a size. Raises: UsageError, a value is no number."""
+        floors: Any = None
+        if self.growth:
+            named = any("=" in one for one in self.growth)
+            floors = {name: number(one, "--growth") for name, one in named_sources(self.growth, "--growth").items()}
+            floors = floors if named else floors["text"]
+        return {
+            "growth": floors,
+            "max_mb": self.max_mb,
+            "max_params": None if self.max_params is None else number(self.max_params, "--max-params"),
+        }
 
 
 @dataclass
@@ -176,6 +207,7 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
         alphabet=options.alphabet,
         order=options.order,
         model=model,
+        **options.limits(),
     )
     verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
     small = vocab.resize(model)
@@ -207,6 +239,9 @@ def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShr
     from hf_glmd.data.sources import read_texts
     from hf_glmd.shrinking.shrinker import VocabShrinker
 
+    if options.is_named:
+        corpora, apart = named_sources(options.corpus, "--corpus"), named_sources(options.held_out, "--held-out")
+        return VocabShrinker(tokenizer).count_corpora(corpora, options.column, held_out=apart or None, progress=progress)
     shrinker = VocabShrinker.load_counts(options.counts, tokenizer) if options.counts else VocabShrinker(tokenizer)
     for source in options.corpus:
         read_texts(source, options.column)  # what is missing is found before the first is counted
@@ -215,6 +250,16 @@ def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShr
     if options.save_counts:
         shrinker.save_counts(options.save_counts)
     return shrinker
+
+
+def number(text: str, flag: str) -> float:
+    """ "1.02", "30M", "1.5B" -> a number. Raises: UsageError, it is none."""
+    text = str(text).strip()
+    factor = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1)
+    try:
+        return float(text if factor == 1 else text[:-1]) * factor
+    except ValueError:
+        raise UsageError(f"{flag} '{text}' is no number: write e.g. 1.02, or 30M.") from None
 
 
 def _texts_of(files: list[str], column: str) -> Iterator[str]:

@@ -89,3 +89,40 @@ def test_bad_input_is_refused_in_one_line(words, said, capsys):
     assert main(["inspect", *words]) == 2
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1
+
+
+def shrunk(capsys, checkpoint, output, *words) -> dict:
+    assert main(["shrink", str(checkpoint), "--output", str(output), *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["vocabulary"]
+
+
+def test_shrink_takes_what_is_needed_instead_of_a_number(checkpoint, tmp_path, capsys):
+    corpora = ["--corpus", f"de={checkpoint / 'de.txt'}", f"fr={checkpoint / 'fr.txt'}"]
+    sizes = inspected(capsys, checkpoint, *corpora, "--knee-growth", "1.02")["sizes"]
+    cut = shrunk(capsys, checkpoint, tmp_path / "a", *corpora, "--growth", "1.02")
+    assert cut["size"] <= sizes["knee"]["size"]
+    looser = shrunk(capsys, checkpoint, tmp_path / "b", *corpora, "--growth", "de=1.02", "fr=1.5")
+    assert looser["size"] <= cut["size"]
+    row = sizes["rows"][1]
+    assert shrunk(capsys, checkpoint, tmp_path / "c", *corpora, "--max-mb", str(row["mb"]))["size"] == row["size"]
+    most = f"{row['parameters'] / 1e6:.6f}M"
+    assert shrunk(capsys, checkpoint, tmp_path / "d", *corpora, "--max-params", most)["size"] == row["size"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--growth", "1.02", "--size", "0.5"], "--size and --growth contradict each other"),
+        (["--growth", "two"], "--growth 'two' is no number"),
+        (["--growth", "de=1.1", "de=1.2"], "--growth names 'de' twice"),
+        (["--growth", "xx=1.1"], "growth names 'xx', which is no corpus: use de"),
+        (["--growth", "1.0", "--max-params", "1k"], "max_params=1,000 leaves 0 tokens"),
+        (["--growth", "1.02", "--weights", "2"], "go without --weights"),
+    ],
+)
+def test_floors_that_contradict_are_refused_in_one_line(words, said, checkpoint, tmp_path, capsys):
+    start = ["shrink", str(checkpoint), "--output", str(tmp_path / "out"), "--corpus", f"de={checkpoint / 'de.txt'}"]
+    assert main([*start, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len([line for line in error.splitlines() if line.startswith("hf-glmd:")]) == 1
+    assert not (tmp_path / "out").exists()
