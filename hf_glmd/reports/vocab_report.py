@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_glmd.errors import UsageError
+from hf_glmd.reports.ledger import LedgerRow
 from hf_glmd.utils.files import write_json
 from hf_glmd.vocab.scripts import ScriptShare
 
@@ -167,6 +168,9 @@ class VocabReport:
     verified: VerifyReport | None = field(default=None, metadata={"help": "What was compared last with the original."})
     model_before: ModelSizes | None = field(default=None, metadata={"help": "The model that was cut last, before."})
     model_after: ModelSizes | None = field(default=None, metadata={"help": "The same, after."})
+    ledger: list[LedgerRow] = field(
+        default_factory=list, metadata={"help": "What each named corpus costs, on held-out text, and further texts on request."}
+    )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON."""
@@ -181,6 +185,7 @@ class VocabReport:
             for name, part in parts.items():
                 if data.get(name) is not None:
                     data[name] = part(**data[name])
+            data["ledger"] = [LedgerRow(**row) for row in data.get("ledger", [])]
             data["scripts"] = [ScriptShare(**share) for share in data.get("scripts", [])]
             return cls(**data)
         except (OSError, AttributeError, TypeError, ValueError) as error:

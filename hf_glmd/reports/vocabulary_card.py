@@ -17,6 +17,7 @@ from hf_glmd.reports.card import (
     is_hub_name,
     versions_in_words,
 )
+from hf_glmd.reports.ledger import ledger_table
 from hf_glmd.utils.system import versions
 from hf_glmd.utils.text import markdown_table, markdown_text, percent
 
@@ -80,17 +81,20 @@ def render_vocabulary_card(
         plots=[f"![How often tokens were counted, and where the cut is]({plot})"] if plot else [],
         how=how,
         command=command,
-        cut=cut_paragraphs(
-            original_size=report.original_size,
-            size=report.size,
-            coverage=report.coverage,
-            length_ratio=report.length_ratio,
-            removed=removed,
-            removed_examples=report.removed_examples,
-            scripts=dataclasses.asdict(report).get("scripts", []),
-            characters_lost=report.characters_lost,
-            scripts_lost=report.scripts_lost,
-        ),
+        cut=[
+            *([f"On text that was held out:\n\n{ledger_table(report.ledger)}"] if report.ledger else []),
+            *cut_paragraphs(
+                original_size=report.original_size,
+                size=report.size,
+                coverage=report.coverage,
+                length_ratio=report.length_ratio,
+                removed=removed,
+                removed_examples=report.removed_examples,
+                scripts=dataclasses.asdict(report).get("scripts", []),
+                characters_lost=report.characters_lost,
+                scripts_lost=report.scripts_lost,
+            ),
+        ],
         limits=[
             "Text of another kind, or in another language, than what was counted has more words that were cut, takes more tokens "
             "and is predicted worse; measure on yours.",

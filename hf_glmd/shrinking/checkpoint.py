@@ -45,6 +45,7 @@ class ShrinkOptions:
     max_mb: float | None = option("As many tokens as keep the weights to so many megabytes; with --growth, a limit.")
     max_params: str | None = option("The same of the parameters, e.g. 30M.")
     held_out: list[str] = list_option("Text to measure growth on, by name alike. Unset: every 20th text, which is not counted.")
+    ledger: list[str] = list_option("Files of text that is not counted, to say of each what the cut costs it; or their folder.")
     order: str = option(
         "Which tokens go first. 'count': the rarest, so that most texts keep their tokens. 'leaf': those that cost the least "
         "length, for BPE; or a file of an order that was saved.",
@@ -132,10 +133,13 @@ class ShrinkResult:
 
     def table(self) -> str:
         """Before and after, for people."""
+        from hf_glmd.reports.ledger import ledger_table
         from hf_glmd.reports.vocabulary_card import size_rows
         from hf_glmd.utils.text import markdown_table
 
-        lines = [markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr"), "", self.verified.summary()]
+        lines = [markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr"), ""]
+        lines += [ledger_table(self.vocabulary.ledger), ""] if self.vocabulary.ledger else []
+        lines.append(self.verified.summary())
         if self.carried:
             lines.append(f"Carried along: {', '.join(self.carried)}.")
         for reason in dict.fromkeys(self.left_behind.values()):
@@ -207,6 +211,7 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
         alphabet=options.alphabet,
         order=options.order,
         model=model,
+        others=_ledger_texts(options.ledger, options.column),
         **options.limits(),
     )
     verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
@@ -260,6 +265,16 @@ def number(text: str, flag: str) -> float:
         return float(text if factor == 1 else text[:-1]) * factor
     except ValueError:
         raise UsageError(f"{flag} '{text}' is no number: write e.g. 1.02, or 30M.") from None
+
+
+def _ledger_texts(sources: list[str], column: str) -> dict[str, list[str]]:
+    """By the name of the file, without what it ends with."""
+    from hf_glmd.data.files import files_of
+    from hf_glmd.data.held_out import first_texts
+    from hf_glmd.data.sources import read_texts
+
+    files = [file for source in sources for file in files_of(source)]
+    return {file.name.partition(".")[0]: first_texts(read_texts(file, column)[0], f"--ledger '{file}'") for file in files}
 
 
 def _texts_of(files: list[str], column: str) -> Iterator[str]:

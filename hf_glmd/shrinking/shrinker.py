@@ -40,7 +40,7 @@ from hf_glmd.shrinking.required_tokens import (
     TEMPLATE,
 )
 from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
-from hf_glmd.shrinking.sizes import Limits, Sizer, model_parts
+from hf_glmd.shrinking.sizes import Limits, Sizer, ledger_rows, model_parts
 from hf_glmd.vocab.counting import (
     TokenCounts,
     backend_of,
@@ -241,6 +241,7 @@ class VocabShrinker:
         corpora: Mapping[str, Any] | None = None,
         held_out: Any = None,
         column: str = "text",
+        others: Mapping[str, list[str]] | None = None,
     ) -> ShrunkVocab:
         """The smaller vocabulary. Of size, coverage, min_count and growth one is given; with none of them size is 0.5.
 
@@ -271,6 +272,7 @@ class VocabShrinker:
             max_mb, max_params: as many tokens as keep the model's weights (1e6 bytes) or parameters to that; with growth, a
                 limit that it must not pass.
             corpora, held_out, column: as of `count_corpora`, to be counted first.
+            others: name -> texts that are not counted, for which the ledger in the report says what was lost, too.
         Returns: `ShrunkVocab`.
         Raises: UsageError, nothing was counted, a value is out of range, a kept token does not exist, more tokens have to stay
             than `size` allows, limits contradict each other, or tokenizer, embeddings or model do not fit.
@@ -279,21 +281,14 @@ class VocabShrinker:
         check_mode(removed, similarity, embeddings)
         self.count_corpora(corpora or {}, column, held_out=held_out)
         limits = Limits(growth_floors(growth, self._corpora), max_mb, max_params)
-        bounds = {"size": size, "coverage": coverage, "min_count": min_count, "growth": growth}
-        given = [name for name, value in bounds.items() if value is not None]
-        limited = max_mb is not None or max_params is not None
-        if (len(given) > 1 and growth is not None) or (given and limited and growth is None):
-            given += [name for name, value in (("max_mb", max_mb), ("max_params", max_params)) if value is not None]
-            raise UsageError(
-                f"{' and '.join(given)} contradict each other: give one of them, or growth with max_mb or max_params."
-            )
+        given, limited = limits.beside({"size": size, "coverage": coverage, "min_count": min_count})
         if not given and not limited:
             size = 0.5
         with no_garbage_collection():
             prepared = Preparation.of(self.tokenizer, self.counts, keep, keep_texts, alphabet, lossless, model)
             data, vocabulary, required = prepared.data, prepared.vocabulary, prepared.required
             by = order_of(self.tokenizer, order)
-            if growth is not None or limited:
+            if limited:
                 sizer = Sizer(prepared, self._backend, self.counts, self._corpora, by)
                 parts = None if model is None else model_parts(model, self.counts.size - len(prepared.without_row))
                 by, size = limits.choose(sizer, parts, multiple_of)
@@ -317,10 +312,13 @@ class VocabShrinker:
             else:
                 tokenizer = self._mapped(kept_ids, required, removed, similarity, embeddings)
                 vocab_map = tokenizer.vocab_map
+            report = self._report(data, vocabulary, vocab_map, tokenizer, required, prepared.without_row)
+            if lossless:
+                report.ledger = ledger_rows(prepared, self._backend, kept_ids, self._corpora, others or {})
             return ShrunkVocab(
                 tokenizer=tokenizer,
                 vocab_map=vocab_map,
-                report=self._report(data, vocabulary, vocab_map, tokenizer, required, prepared.without_row),
+                report=report,
                 original_tokenizer=self.tokenizer,
                 probes=self.sample(200),
                 original_counts=self.counts,

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.surgery import find_vocabulary_tensors, input_layer
+from hf_glmd.reports.ledger import LedgerRow
 from hf_glmd.reports.sizes import CorpusSize, ModelParts, SizeRow, SizeTable
 from hf_glmd.shrinking.corpora import Corpus
 from hf_glmd.shrinking.preparation import Preparation
@@ -130,6 +131,33 @@ class Sizer:
         return np.where(self.counts > 0, np.maximum(np.rint(total * 2**50), 1), 0).astype(np.int64)
 
 
+def ledger_rows(
+    prepared: Preparation,
+    backend: Any,
+    kept_ids: np.ndarray,
+    corpora: Mapping[str, Corpus],
+    others: Mapping[str, list[str]],
+) -> list[LedgerRow]:
+    """What these tokens cost each corpus, on its held-out text, and each of the `others`, texts that were not counted."""
+    texts = {name: corpus.held_out for name, corpus in corpora.items()} | dict(others)
+    if not texts:
+        return []
+    measured = HeldOutTexts(backend, prepared.data, prepared.vocabulary, texts, kept_ids)
+    after, covered = measured.split(kept_ids), measured.covered(kept_ids)
+    return [
+        LedgerRow(
+            name,
+            name in corpora,
+            len(part),
+            measured.before[name].tokens,
+            after[name].tokens,
+            covered[name],
+            after[name].unknown_characters - measured.before[name].unknown_characters,
+        )
+        for name, part in texts.items()
+    ]
+
+
 @dataclass
 class Limits:
     """What somebody needs instead of a number of tokens.
@@ -142,6 +170,16 @@ class Limits:
     growth: dict[str, float]
     max_mb: float | None = None
     max_params: float | None = None
+
+    def beside(self, others: Mapping[str, Any]) -> tuple[list[str], bool]:
+        """Which of the other ways to say a size are used, and whether there is a limit. Raises: UsageError, both are."""
+        given = [name for name, value in others.items() if value is not None]
+        own = {"growth": self.growth or None, "max_mb": self.max_mb, "max_params": self.max_params}
+        limits = [name for name, value in own.items() if value is not None]
+        if given and limits:
+            said = " and ".join(given + limits)
+            raise UsageError(f"{said} contradict each other: give one, or growth with max_mb or max_params.")
+        return given, bool(limits)
 
     def choose(self, sizer: Sizer, parts: ModelParts | None, multiple_of: int) -> tuple[np.ndarray, int]:
         """The order of tokens, and how many of it.

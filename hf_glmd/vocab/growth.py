@@ -68,6 +68,12 @@ class HeldOutTexts:
         self._relevant = np.flatnonzero(relevant)
         self._data = shrink_tokenizer_json(data, self._relevant, vocabulary)
 
+    def covered(self, kept_ids: np.ndarray) -> dict[str, float]:
+        """By corpus, the share of its tokens that are among these."""
+        kept = np.isin(self._ids, kept_ids)
+        shares = self._times[:, self._word_of] @ kept / np.maximum(self._times[:, self._word_of].sum(1), 1)
+        return dict(zip(self.names, shares.tolist(), strict=True))
+
     def split(self, kept_ids: np.ndarray) -> dict[str, Split]:
         """By corpus, with these tokens alone; they have to hold the required ones, and what they are merged from."""
         kept = np.zeros(self._relevant[-1] + 1, dtype=bool)

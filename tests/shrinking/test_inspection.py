@@ -4,8 +4,10 @@ import json
 
 import pytest
 import vocab_helpers as helpers
+from transformers import AutoTokenizer
 
 from hf_glmd.cli import main
+from hf_glmd.reports.vocab_report import VocabReport
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,33 @@ def test_floors_that_contradict_are_refused_in_one_line(words, said, checkpoint,
     error = capsys.readouterr().err
     assert said in error and len([line for line in error.splitlines() if line.startswith("hf-glmd:")]) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_ledger_says_what_each_named_corpus_and_each_other_text_lost(checkpoint, tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "ru.txt").write_text("walking talked qqq\n" * 5)
+    (tmp_path / "texts" / "el.txt").write_text("resting marked zzz\n" * 7)
+    words = ["--corpus", f"de={checkpoint / 'de.txt'}", f"fr={checkpoint / 'fr.txt'}", "--ledger", str(tmp_path / "texts")]
+    out = tmp_path / "out"
+    report = shrunk(capsys, checkpoint, out, *words, "--size", "0.5")
+    rows = {row["name"]: row for row in report["ledger"]}
+    assert {name: (row["counted"], row["texts"]) for name, row in rows.items()} == {
+        "de": (True, 10),
+        "fr": (True, 8),
+        "el": (False, 7),
+        "ru": (False, 5),
+    }
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (checkpoint, out))
+    for name in ("el", "ru"):
+        texts = (tmp_path / "texts" / f"{name}.txt").read_text().splitlines()
+        ids = [[token for text in texts for token in one.encode(text, add_special_tokens=False)] for one in (before, after)]
+        assert [rows[name]["tokens_before"], rows[name]["tokens_after"]] == list(map(len, ids))
+        kept = set(after.get_vocab())
+        assert rows[name]["coverage"] == pytest.approx(
+            sum(token in kept for token in before.convert_ids_to_tokens(ids[0])) / len(ids[0])
+        )
+        unknown = [part.count(one.unk_token_id) for one, part in ((before, ids[0]), (after, ids[1]))]
+        assert (rows[name]["unknown_characters"] > 0) == (unknown[1] > unknown[0])
+    card = (out / "README.md").read_text()
+    assert "| ru (not counted) |" in card and "| de " in card
+    assert VocabReport.load(out / "vocab_report.json").ledger[0].name == "de"

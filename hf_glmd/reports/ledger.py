@@ -1,0 +1,43 @@
+"""What a smaller vocabulary costs each text that somebody named, so that nobody is surprised by what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hf_glmd.utils.text import markdown_table, markdown_text, percent
+
+
+@dataclass
+class LedgerRow:
+    """A text, before and after the cut."""
+
+    name: str = field(metadata={"help": "Of the corpus or the file."})
+    counted: bool = field(metadata={"help": "Whether it was counted for the cut; False: it was only measured."})
+    texts: int = field(metadata={"help": "Texts measured; of a counted corpus those held out."})
+    tokens_before: int = field(metadata={"help": "Tokens that the original splits them into."})
+    tokens_after: int = field(metadata={"help": "Tokens that the smaller vocabulary splits them into."})
+    coverage: float = field(metadata={"help": "Share of tokens_before that are kept tokens."})
+    unknown_characters: int = field(metadata={"help": "Characters of them that became unknown."})
+
+    @property
+    def growth(self) -> float:
+        """Tokens after / before."""
+        return self.tokens_after / max(self.tokens_before, 1)
+
+
+def ledger_table(rows: Sequence[LedgerRow]) -> str:
+    """For the card and for a terminal."""
+    header = ["text", "tokens before", "after", "growth", "covered", "characters that became unknown"]
+    cells = [
+        (
+            markdown_text(row.name) + ("" if row.counted else " (not counted)"),
+            f"{row.tokens_before:,}",
+            f"{row.tokens_after:,}",
+            f"{row.growth:.4f}x",
+            percent(row.coverage),
+            f"{row.unknown_characters:,}",
+        )
+        for row in rows
+    ]
+    return markdown_table(cells, header, "lrrrrr")
