@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glmd.errors import UsageError, nearest
+from hf_glmd.utils.remote_code import trust_remote_code
 from hf_glmd.utils.text import code_span, markdown_table, markdown_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -177,6 +178,7 @@ class Card:
             example=json.dumps(self.example if self.pipeline_tag == "fill-mask" else self.example.replace("{mask}", "end")),
             auto_class=AUTO_CLASSES.get(self.pipeline_tag),
             tokenizer_class="AutoTokenizer" if self.removed == "resegment" else "MappedTokenizer",
+            own_code=trust_remote_code(),
             limits=[*self.limits, self._licence()],
             paper_url=PAPER_URL,
         )

@@ -23,6 +23,7 @@ from hf_glmd.reports.run_card import (
     terminal_table,
 )
 from hf_glmd.tasks.superglue import SUPERGLUE
+from hf_glmd.utils.remote_code import trusting_remote_code
 from hf_glmd.utils.text import code_span, markdown_table, markdown_text
 
 TEACHER_FACTS = {
@@ -175,6 +176,9 @@ def test_card_without_a_task_scores_words_only():
 
 def test_card_states_no_licence_language_or_base_model_by_itself():
     card = ModelCard(render_card(example_record()))
+    assert ".from_pretrained(name)" in card.text and "trust_remote_code" not in card.text
+    with trusting_remote_code(True):  # of a student whose classes are its repository's
+        assert "ForMaskedLM.from_pretrained(name, trust_remote_code=True)" in render_card(example_record())
     assert not {"license", "language", "datasets", "base_model", "base_model_relation"} & set(card.data.to_dict())
     assert "No licence is stated" in card.text and "huggingface.co" not in card.text
 
