@@ -91,6 +91,7 @@ class RunFolder:
             if file.exists():
                 difference = _first_difference(self._recipe_there(file), ours)
                 if difference and begun:
+                    check_sums(self.path)  # a damaged run.json is not that of another run
                     raise UsageError(
                         f"'{self.path}' holds a different run: {difference}. "
                         "Give another --output_dir, or --overwrite to remove that run and start anew."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
@@ -15,6 +16,8 @@ from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_teacher_model
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
+
+logger = logging.getLogger(__name__)
 
 
 def check_arguments(args: GLMDConfig, options: dict[str, Any]) -> None:
@@ -69,6 +72,17 @@ def _roles(tokenizer: Tokenizer) -> dict[str, str]:
         role: next((name for name in names if tokenizer.token_to_id(name) is not None), None) for role, names in known.items()
     }
     return {role: name for role, name in found.items() if name is not None}
+
+
+def warn_of_low_precision(model: PreTrainedModel) -> None:
+    """Says that the optimizer would step in half precision, where small steps change nothing."""
+    low = {str(weight.dtype) for weight in model.parameters() if weight.requires_grad and weight.dtype.itemsize < 4}
+    if low:
+        logger.warning(
+            "The student's weights are %s, in which small steps of the optimizer change nothing. Load it with "
+            "dtype=torch.float32, and pass bf16=True to compute in half precision.",
+            " and ".join(sorted(name.removeprefix("torch.") for name in low)),
+        )
 
 
 def as_student(

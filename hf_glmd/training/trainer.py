@@ -23,7 +23,7 @@ from hf_glmd.reports.training_card import Sizes
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.kinds import as_teacher
 from hf_glmd.teachers.vocabularies import check_same_words, tokenizer_of
-from hf_glmd.training.arguments import as_student, as_tokenizer, check_arguments
+from hf_glmd.training.arguments import as_student, as_tokenizer, check_arguments, warn_of_low_precision
 from hf_glmd.training.callbacks import MaskEpoch, masks_of_epoch
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.training.datasets import (
@@ -110,6 +110,7 @@ class GLMDTrainer(PublishingTrainer):
                 "the teacher is the student itself, so there is nothing to learn. Pass copy.deepcopy(model) as the teacher, or "
                 "AdaptersOffTeacher(model) for a student with adapters."
             )
+        warn_of_low_precision(model)
         self.vocab_map = vocab_map
         teacher = as_teacher(teacher, vocab_map)
         tokenizers = [tokenizer_of(one) for one in teacher.models]

@@ -237,7 +237,7 @@ def test_a_checkpoint_that_a_full_disk_does_not_take_is_one_line(shrunk, tmp_pat
     corpus = str(shrunk.parent / "corpus.txt")
     words = ["shrink", str(shrunk.parent / "bert"), "--corpus", corpus, "--output", str(tmp_path / "x")]
     assert main(words) == 2
-    assert "the disk is full, or takes no more. Make room on it. Then run it again: hf-glmd " in last_line(capsys)
+    assert "the disk is full, or takes no more. Make room on it. Then run it again: hf-glmd" in last_line(capsys)
 
 
 def test_a_bug_keeps_its_traceback(shrunk, tmp_path, monkeypatch):

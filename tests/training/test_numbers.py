@@ -9,7 +9,7 @@ import training_helpers as helpers
 from safetensors import safe_open
 from torch import nn
 
-from hf_glmd import GLMDConfig
+from hf_glmd import GLMDConfig, build_student
 from hf_glmd.errors import UsageError
 
 
@@ -88,3 +88,19 @@ def test_training_that_helps_says_nothing(tmp_path, caplog):
     trainer = helpers.trainer(tmp_path, max_steps=12, learning_rate=1e-2, logging_steps=1)
     trainer.train()
     assert trainer.worse_than_at_start() is None and "further from its teacher" not in caplog.text
+
+
+def test_the_student_of_a_teacher_in_half_precision_learns(tmp_path, caplog):
+    """As the README has it: its weights are float32, the teacher's stay as they are."""
+    teacher = helpers.teacher().to(torch.bfloat16)
+    student = build_student(teacher, num_layers=1, init="random")
+    trainer = helpers.trainer(tmp_path, model=student, teacher=teacher, max_steps=60, learning_rate=1e-2, temperature=2.0)
+    before = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] < before / 2
+    assert teacher.dtype == torch.bfloat16 and "small steps of the optimizer" not in caplog.text
+
+
+def test_an_optimizer_that_would_step_in_half_precision_is_said(tmp_path, caplog):
+    helpers.trainer(tmp_path, model=helpers.student().to(torch.bfloat16))
+    assert "The student's weights are bfloat16, in which small steps of the optimizer change nothing." in caplog.text
