@@ -49,7 +49,7 @@ def test_shrink(inputs, tmp_path):
     status, count = fault_helpers.operations(shrink(inputs, whole), whole.parent)
     assert status == 0 and count > 10
     wanted = fault_helpers.content(whole)
-    for number in fault_helpers.chosen(count, 3, EVERYTHING):
+    for number in fault_helpers.chosen(count, 2, EVERYTHING):
         output = tmp_path / str(number) / "small"
         status, _ = fault_helpers.operations(shrink(inputs, output), output.parent, stop_at=number)
         assert status == fault_helpers.STOPPED, number
@@ -72,7 +72,7 @@ def test_shrink_overwrite_leaves_the_old_model_or_the_new_one(inputs, tmp_path):
     overwrite = ("b", "127", "--overwrite")
     _, count = fault_helpers.operations(shrink(inputs, again, *overwrite), again.parent)
     missing = 0
-    for number in fault_helpers.chosen(count, 4, EVERYTHING):
+    for number in fault_helpers.chosen(count, 2, EVERYTHING):
         output = tmp_path / str(number) / "small"
         assert fault_helpers.operations(shrink(inputs, output), output.parent)[0] == 0
         status, _ = fault_helpers.operations(shrink(inputs, output, *overwrite), output.parent, stop_at=number)
@@ -90,7 +90,7 @@ def test_cache(inputs, tmp_path):
     status, count = fault_helpers.operations(cache(inputs, whole), whole.parent)
     assert status == 0 and count > 10
     wanted = fault_helpers.content(whole)
-    for number in fault_helpers.chosen(count, 3, EVERYTHING):
+    for number in fault_helpers.chosen(count, 2, EVERYTHING):
         output = tmp_path / str(number) / "cache"
         assert fault_helpers.operations(cache(inputs, output), output.parent, stop_at=number)[0] == fault_helpers.STOPPED
         assert fault_helpers.operations(cache(inputs, output), output.parent)[0] == 0, number
@@ -118,7 +118,7 @@ def test_recipe(tmp_path):
     assert status == 0 and count > 30, (tmp_path / "log").read_text()
     wanted, weights = figures(tmp_path / "whole"), fault_helpers.content(tmp_path / "whole" / "out" / "student")
     names = {*fault_helpers.content(tmp_path / "whole" / "out")}
-    for number in fault_helpers.chosen(count, 2, EVERYTHING):
+    for number in fault_helpers.chosen(count, 1, EVERYTHING):
         command, out = run(str(number)), tmp_path / str(number) / "out"
         assert fault_helpers.operations(command, out, stop_at=number)[0] == fault_helpers.STOPPED, number
         status, _ = fault_helpers.operations(command, out, log=tmp_path / "log")
