@@ -72,9 +72,7 @@ def _add_shrink(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="read options from a YAML file, e.g. one of recipes/shrink")
-    _add_fields(parser, ShrinkOptions, positional=("model",))
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_shrink)
+    _add_options(parser, ShrinkOptions, ("model",), run=_shrink)
 
 
 def _shrink(arguments: argparse.Namespace) -> None:
@@ -84,7 +82,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
     options = build_section(ShrinkOptions, arguments.config, _given(arguments, ShrinkOptions))
     result = shrink_checkpoint(options, progress=not arguments.json, command=shlex.join(["hf-glmd", *sys.argv[1:]]))
-    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
+    _show(result, arguments.json)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -98,9 +96,7 @@ def _add_inspect(commands: Any) -> None:
         epilog="Example: hf-glmd inspect FacebookAI/xlm-roberta-base --corpus de=german.txt fr=french.jsonl --plot sizes.png",
         allow_abbrev=False,
     )
-    _add_fields(parser, InspectOptions, positional=("model",))
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_inspect)
+    _add_options(parser, InspectOptions, ("model",), run=_inspect)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -124,9 +120,7 @@ def _add_rebuild(commands: Any) -> None:
         epilog="Example: hf-glmd rebuild google-bert/bert-base-uncased vocab_map.safetensors --output smaller-bert",
         allow_abbrev=False,
     )
-    _add_fields(parser, RebuildOptions, positional=("base", "vocab_map"))
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_rebuild)
+    _add_options(parser, RebuildOptions, ("base", "vocab_map"), run=_rebuild)
 
 
 def _rebuild(arguments: argparse.Namespace) -> None:
@@ -135,7 +129,7 @@ def _rebuild(arguments: argparse.Namespace) -> None:
 
     _quiet_libraries()
     result = rebuild_checkpoint(build_section(RebuildOptions, values=_given(arguments, RebuildOptions)))
-    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
+    _show(result, arguments.json)
 
 
 def _add_push(commands: Any) -> None:
@@ -150,9 +144,7 @@ def _add_push(commands: Any) -> None:
         "or HF_TOKEN.",
         allow_abbrev=False,
     )
-    _add_fields(parser, PushOptions, positional=("folder", "repo"))
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_push)
+    _add_options(parser, PushOptions, ("folder", "repo"), run=_push)
 
 
 def _push(arguments: argparse.Namespace) -> None:
@@ -164,7 +156,7 @@ def _push(arguments: argparse.Namespace) -> None:
 
         disable_progress_bars()
     result = push_folder(PushOptions(**_given(arguments, PushOptions)))
-    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
+    _show(result, arguments.json)
 
 
 def _add_distill(commands: Any, argv: Sequence[str]) -> None:
@@ -230,9 +222,7 @@ def _add_evaluate(commands: Any) -> None:
         epilog="Example: hf-glmd evaluate runs/quickstart/student --teacher recipes/quickstart_teacher --text held_out.txt",
         allow_abbrev=False,
     )
-    _add_fields(parser, EvaluateOptions, positional=("model",))
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_evaluate)
+    _add_options(parser, EvaluateOptions, ("model",), run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -283,9 +273,7 @@ def _add_cache(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="read options from a YAML file")
-    _add_fields(parser, CacheOptions, positional=("model",))
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=_cache)
+    _add_options(parser, CacheOptions, ("model",), run=_cache)
 
 
 def _cache(arguments: argparse.Namespace) -> None:
@@ -295,7 +283,7 @@ def _cache(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
     options = build_section(CacheOptions, arguments.config, _given(arguments, CacheOptions))
     result = cache_teacher(options, progress=not arguments.json)
-    _say(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else result.table())
+    _show(result, arguments.json)
 
 
 def run_recipe_command(argv: Sequence[str] | None = None) -> int:
@@ -389,9 +377,20 @@ def _of_the_machine(error: BaseException) -> str | None:
     return None
 
 
+def _show(result: Any, as_json: bool) -> None:
+    _say(json.dumps(dataclasses.asdict(result), indent=1) if as_json else result.table())
+
+
 def _say(text: str) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         print(text, flush=True)  # noqa: T201
+
+
+def _add_options(parser: argparse.ArgumentParser, section: type, positional: Sequence[str], run: Callable[..., Any]) -> None:
+    """The options of a command that prints what it found."""
+    _add_fields(parser, section, positional)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)
 
 
 def _add_fields(parser: argparse.ArgumentParser, section: type, positional: Sequence[str] = ()) -> None:

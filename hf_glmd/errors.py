@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 MAX_LISTED = 20
 
-ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+ACCESS_TOKEN = re.compile(r"(hf_(oauth_|jwt_)?|api_org_)[A-Za-z0-9]{30,}")
 """As the Hub makes them: none may be written into a record, a card or a message."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.card import TAGS, card_metadata, named_in_usage
-from hf_glmd.utils.files import SUMS, check_sums, summed
+from hf_glmd.utils.files import SUMS, check_sums, own_file, summed
 
 CARD = "README.md"
 
@@ -25,8 +25,16 @@ TRAINING_STATE = (
 """What only a Trainer that goes on needs; training_args.bin is a pickle besides, which nobody should have to load."""
 
 PUSHED = (
-    *("README.md", "config.json", "generation_config.json", "adapter_config.json", "model*.safetensors", "adapter_model*"),
-    *("*.safetensors.index.json", "pytorch_model*.bin*", "tokenizer*.json", "chat_template*", "additional_chat_templates/*"),
+    *("README.md", "config.json", "generation_config.json", "adapter_config.json", "model.safetensors"),
+    *("model-*-of-*.safetensors", "adapter_model.safetensors", "adapter_model.bin"),
+    *(
+        "*.safetensors.index.json",
+        "pytorch_model*.bin*",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template*",
+        "additional_chat_templates/*",
+    ),
     *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "original_tokenizer/*"),
     *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "vocab_map.safetensors"),
@@ -65,7 +73,7 @@ def find_files(folder: Path) -> dict[str, Path]:
         for name in _paths(folder)
         if (name in ours or _matches(name, PUSHED)) and not any(_matches(part, NEVER) for part in name.split("/"))
     ]
-    return {name: _own_file(folder, name) for name in names if name != SUMS}
+    return {name: own_file(folder, name) for name in names if name != SUMS}
 
 
 def files_that_stay(folder: Path, found: Iterable[str]) -> list[str]:
@@ -75,7 +83,7 @@ def files_that_stay(folder: Path, found: Iterable[str]) -> list[str]:
 
 def checkpoint_files(checkpoint: Path) -> dict[str, Path]:
     """Path -> file, sorted, of everything that a Trainer needs to go on from a checkpoint."""
-    return {name: _own_file(checkpoint, name) for name in _paths(checkpoint)}
+    return {name: own_file(checkpoint, name) for name in _paths(checkpoint)}
 
 
 def _paths(folder: Path) -> list[str]:
@@ -89,19 +97,6 @@ def _paths(folder: Path) -> list[str]:
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-
-
-def _own_file(folder: Path, name: str) -> Path:
-    """Raises: UsageError, it is no file of this folder."""
-    path = folder / name
-    target, inside = path.resolve(), folder.resolve()
-    if inside.parent.name == "snapshots":  # of the Hub's cache, whose files are links to ../../blobs
-        inside = inside.parent.parent
-    if not target.is_relative_to(inside):
-        raise UsageError(f"'{path}' is a link to '{target}', outside of the folder: put a copy in its place, or remove it.")
-    if not target.is_file():
-        raise UsageError(f"'{path}' is no file that could be sent: {'a link to nothing' if path.is_symlink() else 'remove it'}.")
-    return path
 
 
 def check_ours(folder: Path, files: Sequence[str]) -> None:

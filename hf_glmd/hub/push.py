@@ -17,7 +17,7 @@ from hf_glmd import __version__
 from hf_glmd.errors import UsageError
 from hf_glmd.hub.folder import CARD, OUR_FILES, WEIGHTS, check_no_token, check_ours, content_of, files_that_stay, files_to_push
 from hf_glmd.hub.options import PushOptions
-from hf_glmd.reports.card import TAGS
+from hf_glmd.reports.card import TAGS, card_metadata
 from hf_glmd.reports.map_card import render_map_card
 from hf_glmd.utils.text import markdown_table
 from hf_glmd.vocab.mapped_tokenizer import ORIGINAL_FOLDER, TOP_LEVEL_FILES
@@ -180,6 +180,10 @@ class HubTarget:
             self.head = info.sha
         self._there = [file.rfilename for file in info.siblings or [] if file.rfilename != WRITTEN_AT_CREATION]
         tags = {*(info.tags or []), *((info.card_data.tags if info.card_data else None) or [])}
+        if CARD in self._there and not tags & set(TAGS):  # the Hub reads a card some time after it was pushed
+            revision = self.revision if self.head else None
+            card = with_retries(lambda: api.hf_hub_download(self.repo, CARD, revision=revision), "read the card")
+            tags |= set(card_metadata(Path(card)).get("tags") or [])
         self._is_ours = bool(tags & set(TAGS)) or any(name in self._there for name in OUR_FILES)
         if self._there and not self._is_ours and not self.overwrite:
             raise UsageError(

@@ -91,7 +91,7 @@ def build_student(
     student.to(teacher.device)
     if init == "teacher" and vocab_map is not None:
         student = resize_model(student, vocab_map)
-    # An optimizer's steps are lost in half precision: of 1 and 0.001 no float16 is 1.0003.
+    # In half precision an optimizer's small steps are rounded away.
     student.to(torch.promote_types(student.dtype, torch.float32) if dtype is None else dtype)
     student.config.dtype = student.dtype
     return student.train(teacher.training)

@@ -200,8 +200,9 @@ def last_complete_checkpoint(folder: Path, remove_others: bool = False) -> Path 
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without its folder, its threads and where it is pushed: what two runs must have in common to be one."""
+    """The recipe without its folder, its threads, where it is pushed and what it may publish: what makes two runs one."""
     data = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    del data["evaluation"]["accept_worse"]
     return {key: value for key, value in data.items() if key not in ("output_dir", "threads", "hub")}
 
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import no_model
+from hf_glmd.utils.files import SUMS, own_file
 from hf_glmd.utils.remote_code import reason
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ _CARRIED = (*REPLACED_FILES, "sentence_*_config.json", *_TERMS, *_CODE)
 _WRITTEN = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"),
     *("additional_chat_templates/*", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("vocab_map.safetensors", "vocab_report.json", "report.html", ".gitattributes", ".gitignore", ".cache/*", ".git/*"),
+    *("vocab_map.safetensors", "vocab_report.json", "report.html", SUMS, ".gitattributes", ".gitignore", ".cache/*", ".git/*"),
 )
 """Written anew, or none of the model's."""
 
@@ -61,7 +62,7 @@ _LEFT = {
         "tekken.json",
     ),
     "an adapter": ("adapter_config.json", "adapter_model.*"),
-    "a record of the model before the cut": ("metrics.json", "run.json", "manifest.json", "plots/*", "predictions/*"),
+    "a record of the model before the cut": ("metrics.json", "run.json", "plots/*", "predictions/*"),
     "a state of training": (
         *("training_args.bin", "optimizer*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "checkpoint-*/*"),
         *("global_step*/*", "runs/*", "events.out.*", "all_results.json", "*_results.json"),
@@ -153,8 +154,10 @@ def find_carried_files(model: str | PathLike[str], revision: str | None = None) 
         else:
             left[name] = why
     root = _folder(model, revision, [*names, *([f"{own}/*"] if own else [])])
-    names = {name: new for name, new in names.items() if (root / name).is_file()}  # offline, the cache may lack some
-    _refuse_links(model, root, names)
+    there = {path.relative_to(root).as_posix() for path in root.rglob("*")}  # offline, the cache may lack some
+    names = {name: new for name, new in names.items() if name in there}
+    for name in names:
+        own_file(root, name)
     settings = _json(root / _SETTINGS) if _SETTINGS in names else {}
     prompts = settings.get("prompts") if isinstance(settings, dict) else settings
     if not isinstance(prompts, dict | None) or not all(isinstance(text, str | None) for text in (prompts or {}).values()):
@@ -256,17 +259,6 @@ def _modules(model: str | PathLike[str], root: Path) -> list[tuple[str, str]]:
     return entries
 
 
-def _refuse_links(model: str | PathLike[str], root: Path, names: Iterable[str]) -> None:
-    """Raises: UsageError, a file is elsewhere: it would be published with the model."""
-    inside = root.resolve()
-    if inside.parent.name == "snapshots":  # of the Hub's cache, whose files are links to ../../blobs
-        inside = inside.parent.parent
-    for name in names:
-        target = (root / name).resolve()
-        if not target.is_relative_to(inside):
-            raise UsageError(f"'{model}': '{name}' is a link to '{target}', outside of the model's folder: copy the file there.")
-
-
 def _files(model: str | PathLike[str], revision: str | None) -> dict[str, int | None]:
     """Path -> bytes of every file of a folder or of a repository on the Hub; of the cache, if the Hub is not to be asked."""
     folder = Path(model)
@@ -279,8 +271,8 @@ def _files(model: str | PathLike[str], revision: str | None) -> dict[str, int | 
     if not folder.is_dir():
         logger.warning("Offline: of what lies beside the weights of '%s' only files in the cache are carried along.", model)
         folder = _folder(model, revision, None)
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path.lstat().st_size for path in found}
 
 
 def _folder(model: str | PathLike[str], revision: str | None, names: list[str] | None) -> Path:

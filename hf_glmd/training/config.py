@@ -23,27 +23,39 @@ TEMPERATURES = (0.01, 1000.0)
 _LEAST = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "adam_beta1", "adam_beta2"), 0),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
-    **dict.fromkeys(("warmup_steps", "dataloader_num_workers", "num_train_epochs", "logging_steps", "seed"), 0),
+    **dict.fromkeys(("warmup_steps", "dataloader_num_workers", "num_train_epochs", "logging_steps", "seed", "data_seed"), 0),
+    **dict.fromkeys(("save_steps", "eval_steps", "eval_delay", "save_total_limit"), 0),
+    **dict.fromkeys(("eval_accumulation_steps", "dataloader_prefetch_factor", "torch_empty_cache_steps"), 1),
+    **dict.fromkeys(("max_length", "mlm_probability", "temperature", "loss_chunk_mib"), -math.inf),  # of ours, with a text each
+    "max_steps": -1,
 }
-_BELOW_ONE = ("adam_beta1", "adam_beta2")
+_OPTIONAL = ("warmup_steps", "seed", "data_seed", "save_total_limit", "eval_steps", "eval_accumulation_steps", "max_length")
+_OPTIONAL += ("dataloader_prefetch_factor", "torch_empty_cache_steps", "mlm_probability", "temperature")
+_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
 
 
 def number_mistakes(options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the numbers among training arguments, whose own checks let most of it pass.
 
     Args:
-        options: name of a field of `TrainingArguments` -> its value.
+        options: name of a field of `TrainingArguments` or `GLMDConfig` -> its value; texts that can be read as numbers are.
     """
     mistakes = []
-    for name, value in options.items():
-        if isinstance(value, str) and name in _LEAST:
-            continue  # the arguments say of which type it has to be
-        if isinstance(value, float) and not math.isfinite(value):
+    for name in sorted(_LEAST.keys() & options.keys()):
+        value = options[name]
+        if value is None and name in _OPTIONAL:
+            continue
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            mistakes.append(f"{name}={value!r} is not a number")
+            continue
+        if not math.isfinite(number):
             mistakes.append(f"{name}={value} is not a finite number")
-        elif name in _LEAST and value is not None and value < _LEAST[name]:
+        elif number < _LEAST[name]:
             mistakes.append(f"{name}={value} is too small, use {_LEAST[name]} or more")
-        elif name in _BELOW_ONE and value >= 1:
-            mistakes.append(f"{name}={value} is out of range, use less than 1")
+        elif number >= _BELOW.get(name, math.inf):
+            mistakes.append(f"{name}={value} is out of range, use less than {_BELOW[name]}")
     return mistakes
 
 
@@ -136,8 +148,9 @@ class GLMDConfig(TrainingArguments):
     text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
 
     def __post_init__(self) -> None:
-        mistakes = number_mistakes(vars(self))
-        temperatures = default_temperatures()
+        if mistakes := number_mistakes(vars(self)):
+            raise UsageError("; ".join(mistakes) + ".")
+        mistakes, temperatures = [], default_temperatures()
         if self.objective not in temperatures:
             names = " or ".join(f"'{name}'" for name in temperatures)
             mistakes.append(f"objective='{self.objective}' is unknown, use {names}")

@@ -7,13 +7,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, IntervalStrategy, rotate_checkpoints
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    IntervalStrategy,
+    get_last_checkpoint,
+    rotate_checkpoints,
+)
 
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
@@ -44,6 +50,7 @@ class TokenMeanTrainer(Trainer):
         check_distribution(self.accelerator, self.args, self.model)
         self._scores: dict[str, Tensor] = {}
         self._window: list[tuple[dict[str, Any], Tensor]] = []
+        self._window_is_full = False
         self.args.logging_nan_inf_filter = False  # it logs 0 for a loss that is not finite, where training stops here
         self.signal = StopOnSignal()
         self.add_callback(self.signal)
@@ -92,26 +99,35 @@ class TokenMeanTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """One forward and backward pass. Raises: UsageError, the loss is no finite number; on all processes together."""
+        if self._window_is_full:
+            self._window.clear()
         loss = super().training_step(model, inputs, num_items_in_batch)
         # Before the optimizer's step, once per step: where the Trainer looks for the same, and logs 0 instead.
         self._window.append((inputs, loss.detach().isfinite().all()))
-        if self.accelerator.sync_gradients:
-            window, self._window = self._window, []
-            self._refuse_non_finite(window)
+        self._window_is_full = self.accelerator.sync_gradients
+        if self._window_is_full:
+            finite = torch.stack([finite for _, finite in self._window])
+            if not self.accelerator.gather(finite.all().view(1)).all():
+                self._refuse_step("loss", [inputs for inputs, finite in self._window if not finite])
         return loss
 
-    def _refuse_non_finite(self, window: list[tuple[dict[str, Any], Tensor]]) -> None:
-        finite = torch.stack([finite for _, finite in window])
-        if self.accelerator.gather(finite.all().view(1)).all():
-            return
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of the gradients of all processes. Raises: UsageError, it is no finite number."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # A scaler of fp16 meets gradients that are not finite all the time, and leaves out the step by itself.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self._refuse_step("gradient", [inputs for inputs, _ in self._window])
+        return norm
+
+    def _refuse_step(self, what: str, batches: list[dict[str, Any]]) -> NoReturn:
+        """Keeps the batches of this process that are to blame, or may be, and raises: UsageError."""
         step, folder = self.state.global_step + 1, Path(self.args.output_dir) / "not_finite"
-        if not finite.all():
-            folder.mkdir(parents=True, exist_ok=True)
-            inputs, _ = window[int(finite.int().argmin())]
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, inputs in enumerate(batches):
             batch = {name: value.detach().cpu().contiguous() for name, value in inputs.items() if isinstance(value, Tensor)}
-            save_file(batch, folder / f"batch-{self.args.process_index}.safetensors", metadata={"step": str(step)})
+            save_file(batch, folder / f"batch-{self.args.process_index}-{number}.safetensors", metadata={"step": str(step)})
         raise UsageError(
-            f"the loss is not finite at step {step}, so training has stopped before it changed the weights; the batch is in "
+            f"the {what} is not finite at step {step}, so training has stopped before it changed the weights; the batch is in "
             f"'{folder}'. Lower learning_rate (now {self.args.learning_rate}) or max_grad_norm (now {self.args.max_grad_norm}), "
             "or train in bf16 or fp32 instead of fp16."
         )
@@ -186,6 +202,8 @@ class TokenMeanTrainer(Trainer):
             self._scores[name] = self._scores[name] + sums if name in self._scores else sums
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # the Trainer says that there is none
         if isinstance(resume_from_checkpoint, str):
             check_sums(resume_from_checkpoint)
         self._start_clock()

@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -211,13 +211,29 @@ def write_sums(folder: Path, leaving_out: Iterable[str] = ()) -> None:
         unfinished.write_text("".join(lines), encoding="utf-8")
 
 
-def summed(folder: Path) -> set[str]:
-    """The paths that a folder's list names; none, if it has no list."""
+def summed(folder: Path) -> dict[str, str]:
+    """Path -> SHA-256, as a folder's list has them; empty, if it has no list.
+
+    Raises: UsageError, the list is damaged, is no plain file, or names what is not inside of the folder.
+    """
+    path = folder / SUMS
+    if not (path.exists() or path.is_symlink()):
+        return {}
+    remedy = f"Write the folder once more; if you changed it on purpose, delete '{path}'."
+    if path.is_symlink() or not path.is_file():
+        raise UsageError(f"'{path}' is no plain file. {remedy}")
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return set()
-    return {line.partition("  ")[2] for line in lines}
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' cannot be read ({one_line_of(error)}). {remedy}") from error
+    sums = {}
+    for line in lines:
+        wanted, separator, name = line.partition("  ")
+        parts = PurePosixPath(name)
+        if not separator or len(wanted) != 64 or parts.is_absolute() or ".." in parts.parts:
+            raise UsageError(f"'{path}' is damaged: '{line[:80]}' is no sum of a file in this folder. {remedy}")
+        sums[name] = wanted
+    return sums
 
 
 def check_sums(folder: str | os.PathLike[str], weights: bool = True) -> None:
@@ -225,20 +241,11 @@ def check_sums(folder: str | os.PathLike[str], weights: bool = True) -> None:
 
     Args:
         weights: False leaves out *.safetensors, which take longest.
-    Raises: UsageError, a file is missing, or is not what was written.
+    Raises: UsageError, a file is missing, or is not what was written, or as `summed`.
     """
     folder = Path(folder)
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{folder / SUMS}' cannot be read ({one_line_of(error)}). Delete it to read without.") from error
     remedy = f"Write it once more; if you changed it on purpose, delete '{folder / SUMS}'."
-    for line in lines:
-        wanted, separator, name = line.partition("  ")
-        if not separator or len(wanted) != 64:
-            raise UsageError(f"'{folder / SUMS}' is damaged: '{line[:40]}' is no sum. {remedy}")
+    for name, wanted in summed(folder).items():
         if not weights and name.endswith(".safetensors"):
             continue
         file = folder / name
@@ -246,6 +253,25 @@ def check_sums(folder: str | os.PathLike[str], weights: bool = True) -> None:
             raise UsageError(f"'{file}' is missing, though it was written. {remedy}")
         if sha256(file) != wanted:
             raise UsageError(f"'{file}' is damaged: it is not what was written. {remedy}")
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """A file of a folder, or of the Hub's cache, whose files are links to ../../blobs.
+
+    Raises: UsageError, it is a link that leads out of the folder, or no file at all: it would be copied or published.
+    """
+    path = folder / name
+    try:
+        target, inside = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise UsageError(f"'{path}' is a link to nothing: remove it.") from error
+    if inside.parent.name == "snapshots":
+        inside = inside.parent.parent
+    if not target.is_relative_to(inside):
+        raise UsageError(f"'{path}' is a link to '{target}', outside of the folder: put a copy in its place, or remove it.")
+    if not target.is_file():
+        raise UsageError(f"'{path}' is {'a link to nothing' if path.is_symlink() else 'no plain file'}: remove it.")
+    return path
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

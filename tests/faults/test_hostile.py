@@ -25,6 +25,7 @@ from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 FILES = 2000 if os.environ.get("HF_GLMD_FAULTS") == "all" else 40
 TOKEN = "hf_" + "Ab1" * 12
+TOKENS = [TOKEN, "x_" + TOKEN, TOKEN.replace("hf_", "hf_oauth_"), TOKEN.replace("hf_", "api_org_")]
 
 
 def last_line(capsys):
@@ -169,10 +170,11 @@ def test_a_tokenizer_without_a_padding_token_is_used_as_it_is_published(tmp_path
         ["evaluate", "x", "--text", f"{TOKEN}.txt"],
     ],
 )
-def test_an_access_token_in_any_argument_is_refused_and_not_repeated(words, capsys):
-    assert main(words) == 2
+@pytest.mark.parametrize("token", TOKENS)
+def test_an_access_token_in_any_argument_is_refused_and_not_repeated(words, token, capsys):
+    assert main([word.replace(TOKEN, token) for word in words]) == 2
     said = capsys.readouterr()
-    assert "holds an access token of the Hub" in said.err and TOKEN not in said.err + said.out
+    assert "holds an access token of the Hub" in said.err and token not in said.err + said.out
 
 
 def test_an_access_token_in_a_recipe_is_refused_and_not_repeated(tmp_path, capsys):
@@ -216,6 +218,21 @@ def test_a_run_that_explodes_publishes_nothing(tmp_path, capsys, rate):
     (said,) = [line for line in said.splitlines() if line.startswith("glmd.py: ")]  # a bar is in nobody's way
     assert "the loss is not finite at step" in said or "nothing is published, for the student is further" in said, said
     assert not (tmp_path / "out" / "student").exists() and not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_what_is_refused_as_worse_is_published_as_the_refusal_says(tmp_path, capsys):
+    """The same command with the option goes on where it stopped: no second training."""
+    stage = {**recipe_helpers.STAGE, "max_steps": 6, "optim": "sgd", "lr_scheduler_type": "constant", "learning_rate": 30.0}
+    parts = {"general": stage} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
+    path = recipe_helpers.write_inputs(tmp_path, **parts)
+    assert run_recipe_command(["--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "nothing is published, for the student is further" in said and "--evaluation.accept_worse true" in said
+    assert not (tmp_path / "out" / "student").exists()
+    assert run_recipe_command(["--config", str(path), "--evaluation.accept_worse", "true"]) == 0
+    assert (
+        "Going on with the run" in "".join(capsys.readouterr()) and (tmp_path / "out" / "student" / "model.safetensors").exists()
+    )
 
 
 def test_a_licence_that_links_to_code_is_no_link():

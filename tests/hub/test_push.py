@@ -215,13 +215,14 @@ def test_a_file_with_the_token_is_not_sent(hub, tmp_path, capsys):
 
 def test_what_is_no_part_of_a_model_stays_and_is_named(hub, tmp_path, capsys):
     copy = shrunk_folder(tmp_path / "small")
-    stays = ["counts.safetensors", "credentials.json", "id_rsa", "notes.txt", "optimizer_0/bf16.pt", "server.pem", "train.jsonl"]
+    stays = ["counts.safetensors", "credentials.json", "id_rsa", "notes.txt", "optimizer_0/bf16.pt", "server.pem"]
+    stays += ["model_optimizer.safetensors", "tokenizer_secret.json", "train.jsonl"]
     for name in stays:
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text("secret")
     assert push(copy) == 0
     assert hub.files(REPO) == {name: data for name, data in on_disk(copy).items() if name not in stays}
-    assert f"Not pushed, no part of a model: {', '.join(stays)}." in capsys.readouterr().out
+    assert f"Not pushed, no part of a model: {', '.join(sorted(stays))}." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["outside", "dangling", "fifo", "damaged"])
@@ -234,14 +235,44 @@ def test_links_out_of_the_folder_and_damaged_files_are_refused(hub, tmp_path, ca
         path.symlink_to(secret)
     elif kind == "dangling":
         path.symlink_to(copy / "nothing")
-        said = f"'{path}' is no file that could be sent: a link to nothing"
+        said = f"'{path}' is a link to nothing: remove it"
     elif kind == "fifo":
         os.mkfifo(path)
-        said = f"'{path}' is no file that could be sent"
+        said = f"'{path}' is no plain file: remove it"
     else:
         path = copy / "tokenizer.json"
         path.write_text(path.read_text().replace("1", "2", 1))
         said = f"'{path}' is damaged: it is not what was written"
+    assert push(copy) == 2 and hub.repositories == {}
+    assert said in capsys.readouterr().err
+
+
+def list_as_fifo(folder, sums):
+    sums.unlink()
+    os.mkfifo(sums)
+    return "is no plain file"
+
+
+def list_as_link(folder, sums):
+    sums.unlink()
+    sums.symlink_to("/dev/zero")
+    return "is no plain file"
+
+
+def list_that_leads_out(folder, sums):
+    sums.write_text(sums.read_text() + "0" * 64 + "  ../id_rsa\n")
+    return "is no sum of a file in this folder"
+
+
+def link_to_itself(folder, sums):
+    (folder / "LICENSE").symlink_to("LICENSE")
+    return "is a link to nothing"
+
+
+@pytest.mark.parametrize("change", [list_as_fifo, list_as_link, list_that_leads_out, link_to_itself])
+def test_a_list_of_sums_that_cannot_be_is_refused(hub, tmp_path, capsys, change):
+    copy = shrunk_folder(tmp_path / "small")
+    said = change(copy, copy / "SHA256SUMS")
     assert push(copy) == 2 and hub.repositories == {}
     assert said in capsys.readouterr().err
 

@@ -210,7 +210,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, capsys, name):
     (source / name).unlink(missing_ok=True)
     (source / name).symlink_to(secret)
     assert shrink(source, tmp_path / "small") == 2
-    assert f"'{name}' is a link to '{secret}', outside of the model's folder" in capsys.readouterr().err
+    assert f"'{source / name}' is a link to '{secret}', outside of the folder" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
 
 

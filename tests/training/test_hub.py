@@ -99,6 +99,26 @@ def test_checkpoints_are_pushed_with_all_that_belongs_to_them(hub, vocab, tmp_pa
     assert not list(out.glob("_push-*"))
 
 
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_a_second_run_finds_the_first_ones_repository(hub, tmp_path, strategy):
+    """Without a vocabulary map it is the card alone that tells whose it is; the Hub may not have read it yet."""
+    rows = datasets.Dataset.from_dict({"text": vocab_helpers.texts(60)})
+    settings = {"push_to_hub": True, "hub_model_id": REPO, "hub_strategy": strategy, "hub_always_push": True}
+    settings |= {"save_strategy": "steps", "save_steps": 2, "max_length": 16}
+    for name in ("first", "second"):
+        made = GLMDTrainer(
+            model=helpers.student(),
+            teacher=helpers.teacher(),
+            args=helpers.arguments(tmp_path / name, **settings),
+            train_dataset=rows,
+            processing_class=helpers.TOKENIZER,
+        )
+        made.train()
+        made.push_to_hub()
+    assert "vocab_map.safetensors" not in hub.files(REPO)
+    assert len(hub.repositories[REPO].branches["main"]) > 3
+
+
 def test_training_goes_on_from_a_pushed_checkpoint(hub, vocab, tmp_path):
     trainer(tmp_path / "out", vocab, push_to_hub=True, hub_model_id=REPO, hub_strategy="checkpoint", hub_always_push=True).train()
     for name, data in hub.files(REPO).items():

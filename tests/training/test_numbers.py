@@ -28,6 +28,12 @@ from hf_glmd.errors import UsageError
         ({"num_train_epochs": -1.0}, "num_train_epochs=-1.0 is too small"),
         ({"loss_chunk_mib": float("inf")}, "loss_chunk_mib=inf is not a finite number"),
         ({"mlm_probability": float("nan")}, "mlm_probability=nan is not a finite number"),
+        ({"temperature": "warm"}, "temperature='warm' is not a number"),
+        ({"max_length": "long"}, "max_length='long' is not a number"),
+        ({"adam_beta1": None}, "adam_beta1=None is not a number"),
+        ({"save_steps": -5}, "save_steps=-5 is too small, use 0 or more"),
+        ({"max_steps": -5}, "max_steps=-5 is too small, use -1 or more"),
+        ({"seed": 2**70}, "seed=1180591620717411303424 is out of range, use less than 4294967296"),
     ],
 )
 def test_numbers_out_of_range_are_refused_with_what_would_do(options, message, tmp_path):
@@ -53,10 +59,30 @@ def test_training_stops_at_the_first_loss_that_is_not_finite(tmp_path, accumulat
         trainer.train()
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
-    with safe_open(tmp_path / "not_finite" / "batch-0.safetensors", framework="pt") as batch:
+    with safe_open(tmp_path / "not_finite" / "batch-0-0.safetensors", framework="pt") as batch:
         assert batch.metadata() == {"step": "3"}
         assert torch.equal(batch.get_tensor("input_ids"), seen[2 * accumulation]["input_ids"])
     assert str(tmp_path / "not_finite") in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_the_step(tmp_path):
+    """The loss alone would tell one step later, when the weights are broken and another batch is at hand."""
+    trainer = helpers.trainer(tmp_path, max_steps=3, gradient_accumulation_steps=2)
+    seen, before = [], [weight.detach().clone() for weight in trainer.model.parameters()]
+    compute = trainer.compute_loss
+
+    def watched(model, inputs, *args, **kwargs):
+        seen.append(inputs["input_ids"])
+        return compute(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = watched
+    next(trainer.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(UsageError, match=r"the gradient is not finite at step 1, .* before it changed the weights"):
+        trainer.train()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+    for number in range(2):  # each of them may be to blame
+        with safe_open(tmp_path / "not_finite" / f"batch-0-{number}.safetensors", framework="pt") as batch:
+            assert torch.equal(batch.get_tensor("input_ids"), seen[number])
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
