@@ -29,7 +29,7 @@ CHAPTERS = {
     "Loss": ["word_prediction_loss", "soft_label_loss"],
     "Training": ["GLMDConfig", "GLMDTrainer", "build_student", "WordPredictionCollator"],
     "Teachers": ["LiveTeacher", "AdaptersOffTeacher", "TeacherEnsemble", "TeacherCache"],
-    "Tasks and corpora": ["ClozeTask", "docstring_corpus"],
+    "Tasks and corpora": ["ClozeTask", "ClozeClassifier", "docstring_corpus"],
     "Errors": ["UsageError"],
 }
 """Every public name, in the order in which people meet them."""

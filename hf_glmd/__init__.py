@@ -17,6 +17,7 @@ _HOMES = {
     "TeacherEnsemble": "hf_glmd.teachers.ensemble",
     "temporarily_shrunk": "hf_glmd.shrinking.temporary",
     "WordPredictionCollator": "hf_glmd.data.collators",
+    "ClozeClassifier": "hf_glmd.evaluation.classifier",
     "ClozeTask": "hf_glmd.tasks.cloze",
     "ShrunkVocab": "hf_glmd.shrinking.shrunk_vocab",
     "VocabMap": "hf_glmd.vocab.vocab_map",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from hf_glmd.data.collators import WordPredictionCollator as WordPredictionCollator
     from hf_glmd.data.docstrings import docstring_corpus as docstring_corpus
     from hf_glmd.errors import UsageError as UsageError
+    from hf_glmd.evaluation.classifier import ClozeClassifier as ClozeClassifier
     from hf_glmd.losses.functional import word_prediction_loss as word_prediction_loss
     from hf_glmd.losses.soft_labels import soft_label_loss as soft_label_loss
     from hf_glmd.models.student import build_student as build_student

@@ -49,6 +49,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     _add_cache(commands)
     _add_distill(commands, argv)
     _add_evaluate(commands)
+    _add_predict(commands)
     _add_report(commands)
     _add_push(commands)
     _add_completion(commands, parser)
@@ -232,6 +233,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _quiet_libraries()
     scores = evaluate_checkpoint(build_section(EvaluateOptions, values=_given(arguments, EvaluateOptions)))
     _say(json.dumps(dataclasses.asdict(scores), indent=1) if arguments.json else scores.table())
+
+
+def _add_predict(commands: Any) -> None:
+    from hf_glmd.evaluation.predict import PredictOptions
+
+    parser = commands.add_parser(
+        "predict",
+        help="ask a student the task it was trained on",
+        description="Answers of a student of a recipe with a task, to texts or to each row of a table. If the rows have labels, "
+        "the answers are scored.",
+        epilog='Example: hf-glmd predict runs/own_task/student --text "It crashes when the file is empty"',
+        allow_abbrev=False,
+    )
+    _add_options(parser, PredictOptions, ("model",), run=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from hf_glmd.evaluation.predict import PredictOptions, predict_answers_of
+    from hf_glmd.recipe.reading import build_section
+
+    _quiet_libraries()
+    _show(predict_answers_of(build_section(PredictOptions, values=_given(arguments, PredictOptions))), arguments.json)
 
 
 def _add_report(commands: Any) -> None:

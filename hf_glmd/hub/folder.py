@@ -37,7 +37,7 @@ PUSHED = (
     ),
     *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "original_tokenizer/*"),
-    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "vocab_map.safetensors"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "vocab_map.safetensors", "cloze_task.json"),
     *("vocab_report.json", "vocabulary.png", "plots/*.png", "report.html", "task.json"),
     *("LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*", "*USE_POLICY*"),
 )

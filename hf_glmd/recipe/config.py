@@ -291,7 +291,8 @@ def _check_stage(options: dict[str, Any], stage: str, where: str) -> None:
         if name not in hints or name in RESERVED:
             why = RESERVED.get(name, f"is not a field of {arguments.__name__}. {nearest(name, set(hints) - set(RESERVED))}")
             raise UsageError(f"{where}.{name} {why}")
-        options[name] = converted(value, hints[name], f"{where}.{name}")
+        if not (name == "bf16" and value == AUTO):
+            options[name] = converted(value, hints[name], f"{where}.{name}")
 
 
 def _check_lora(options: dict[str, Any], where: str) -> None:
@@ -307,6 +308,9 @@ def _check_lora(options: dict[str, Any], where: str) -> None:
     except (ValueError, TypeError) as error:
         raise UsageError(f"{where}.teacher_lora: {' '.join(str(error).split())}") from error
 
+
+AUTO = "auto"
+"""bf16 of a stage: where the device has instructions for it. What the recipes that come along say."""
 
 RESERVED = {
     "output_dir": "is set by the recipe. Use the top level's output_dir.",

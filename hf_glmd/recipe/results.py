@@ -26,6 +26,7 @@ from hf_glmd.reports.page import write_report
 from hf_glmd.reports.plots import save_plots
 from hf_glmd.reports.records import STAGES, TASK_STAGES, RunRecord, TaskScores, VocabFacts, WordScores
 from hf_glmd.reports.run_card import render_card
+from hf_glmd.tasks.task_file import SavedTask
 from hf_glmd.teachers.live import LiveTeacher
 from hf_glmd.utils.files import SUMS, remove, write_sums
 from hf_glmd.utils.system import hardware, versions
@@ -154,14 +155,15 @@ class Results:
             unfinished, folder = self.run_folder.path / "student.part", self.run_folder.path / "student"
             for name in ("student.part", SUMS, "plots", "students", "predictions"):
                 remove(self.run_folder.path / name)
-            self.save_student(last, unfinished)
+            alone = self.inputs.tasks[0] if self.inputs.tasks and self.recipe.tasks is None else None
+            self.save_student(last, unfinished, alone)
             for facts, path in ((record.student, unfinished), (record.teacher, Path(self.recipe.teacher.model))):
                 files = list(path.glob("*.safetensors")) if path.is_dir() else []
                 facts.file_bytes = sum(file.stat().st_size for file in files if file.name != "vocab_map.safetensors")
                 facts.file_dtype = str(self.inputs.teacher_config.dtype or torch.float32).removeprefix("torch.")
             save_plots(record, unfinished / "plots")
             shutil.copytree(unfinished / "plots", self.run_folder.path / "plots")
-            self.write_card(record, unfinished, folder)
+            self.write_card(record, unfinished, folder, alone)
             write_sums(unfinished)
             remove(folder)
             os.replace(unfinished, folder)
@@ -179,7 +181,7 @@ class Results:
     def publish_task_student(self, record: RunRecord, task: TaskInputs, stage: str) -> None:
         """Writes students/TASK/: a student of a list of tasks, with a card and plots of its own."""
         folder = self.run_folder.path / "students" / task.folder
-        self.save_student(stage, folder)
+        self.save_student(stage, folder, task)
         own = dataclasses.replace(
             record,
             name=f"{record.name}-{task.folder}",
@@ -190,7 +192,7 @@ class Results:
             stages=[*record.stages, *self.stages.records(TASK_STAGES, task)],
         )
         save_plots(own, folder / "plots")
-        self.write_card(own, folder, folder)
+        self.write_card(own, folder, folder, task)
         write_sums(folder)
 
     @cached_property
@@ -198,8 +200,8 @@ class Results:
         """What the teacher's own card says."""
         return SourceCard.read(self.recipe.teacher.model, self.recipe.teacher.revision)
 
-    def write_card(self, record: RunRecord, folder: Path, final_folder: Path) -> None:
-        """Writes README.md into `folder`, which will be `final_folder`."""
+    def write_card(self, record: RunRecord, folder: Path, final_folder: Path, task: TaskInputs | None) -> None:
+        """Writes README.md into `folder`, which will be `final_folder`; `task` is what its model can be asked."""
         options = {"pipeline_tag": "text-generation", "example": "The list of"} if self.inputs.causal else {}
         corpus = self.recipe.corpus.name
         card = render_card(
@@ -208,12 +210,13 @@ class Results:
             base_model=self.recipe.teacher.model,
             source=self.source,
             datasets=[corpus] if corpus != "docstrings" and is_hub_name(corpus) else [],
+            task_columns=task.task.columns if task else (),
             **options,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def save_student(self, stage: str, folder: Path) -> None:
-        """The student of a stage with its tokenizer."""
+    def save_student(self, stage: str, folder: Path, task: TaskInputs | None) -> None:
+        """The student of a stage with its tokenizer, and the task it learnt."""
         model = load_word_model(self.run_folder.stages / stage, dtype=torch.float32)
         # As the teacher is stored, so that the sizes compare.
         model.to(self.inputs.teacher_config.dtype or torch.float32).save_pretrained(folder)
@@ -221,3 +224,5 @@ class Results:
         load_tokenizer(self.run_folder.stages / "student").save_pretrained(folder)
         if self.stages.vocab_map is not None:
             self.stages.vocab_map.save(folder)
+        if task is not None:
+            SavedTask(task.task, task.patterns, task.length).save(folder)

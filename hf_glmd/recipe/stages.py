@@ -27,6 +27,7 @@ from hf_glmd.data.collators import CandidateCollator
 from hf_glmd.data.packing import pack_blocks
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_word_model, with_new_adapter
+from hf_glmd.recipe.config import AUTO
 from hf_glmd.recipe.inputs import Inputs
 from hf_glmd.recipe.run_folder import RunFolder, last_complete_checkpoint
 from hf_glmd.recipe.stage_cache import cached_stage, rows_of_training
@@ -41,6 +42,7 @@ from hf_glmd.training.task_teacher import GoldAnswerTrainer
 from hf_glmd.training.token_mean import TokenMeanTrainer
 from hf_glmd.training.trainer import GLMDTrainer
 from hf_glmd.utils.files import read_json, remove, write_json, write_sums
+from hf_glmd.utils.system import hardware, has_fast_bf16
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.vocab_map import VocabMap
 
@@ -106,6 +108,11 @@ class Stages:
         trainer = self.trainer(name, previous, task)
         trainer.add_callback(clock)
         show_progress(trainer, title)
+        if not trainer.args.bf16 and AUTO in (
+            getattr(self.recipe, name).get("bf16"),
+            task and task.section.stage(name).get("bf16"),
+        ):
+            self.run_folder.say(f"  In fp32 (bf16: {AUTO}): {hardware()} has no instructions for bf16")
         if checkpoint is not None:
             self.run_folder.say(f"{title}: going on from step {checkpoint.name.split('-')[-1]}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -213,6 +220,8 @@ class Stages:
             "output_dir": str(self.folder(name, task) / "checkpoints"),
             "seed": self.recipe.seed,
         }
+        if options.get("bf16") == AUTO:
+            options["bf16"] = has_fast_bf16(self.state.device)
         if options.get("load_best_model_at_end"):
             # What is found best must have been saved.
             chosen = getattr(self.recipe, name) | (task.section.stage(name) if task else {})

@@ -109,6 +109,7 @@ class Card:
         eval_results: `huggingface_hub.EvalResult`s.
         load_from: what the usage code loads, a folder or Hub name. Unset: `name`.
         example: text of the usage code; `{mask}` stands for the mask token.
+        task_columns: what the task in cloze_task.json reads, for `ClozeClassifier`; empty: there is no such file.
         removed: what happens to removed tokens, a key of `REMOVED`; it decides on the tokenizer's class.
         table_title, table, table_note: the original model beside this one.
         plots: Markdown images.
@@ -131,6 +132,7 @@ class Card:
     eval_results: Sequence[Any] = ()
     load_from: str | None = None
     example: str = "The {mask} of the list is returned."
+    task_columns: Sequence[str] = ()
     removed: str = "resegment"
     table_title: str = ""
     table: str = ""
@@ -179,6 +181,8 @@ class Card:
             auto_class=AUTO_CLASSES.get(self.pipeline_tag),
             tokenizer_class="AutoTokenizer" if self.removed == "resegment" else "MappedTokenizer",
             own_code=trust_remote_code(),
+            task_columns=", ".join(f"`{column}`" for column in self.task_columns),
+            task_example=_task_example(self.task_columns),
             limits=[*self.limits, self._licence()],
             paper_url=PAPER_URL,
         )
@@ -195,6 +199,12 @@ class Card:
         link = given.license_link or ""
         linked = re.fullmatch(r"https?://[^\s()<>]+|[\w./-]+", link) is not None  # and no javascript:
         return f"Licence: {f'[{name}]({link})' if linked else name}, the original model's."
+
+
+def _task_example(columns: Sequence[str]) -> str:
+    """What `ClozeClassifier.predict` is given, as Python."""
+    values = {column: "..." for column in columns}
+    return json.dumps(values if len(values) > 1 else "...", ensure_ascii=False)
 
 
 def cut_paragraphs(
@@ -264,7 +274,7 @@ def card_metadata(path: str | Path) -> dict[str, Any]:
 def named_in_usage(text: str, name: str) -> str:
     """A card whose usage code loads `name`, a repository, in place of the folder it was written in."""
     line = f"name = {json.dumps(name, ensure_ascii=False)}"
-    return re.sub(r'^name = ".*"$', lambda _: line, text, count=1, flags=re.MULTILINE)
+    return re.sub(r'^name = ".*"$', lambda _: line, text, flags=re.MULTILINE)
 
 
 def is_hub_name(name: str) -> bool:

@@ -122,6 +122,7 @@ def render_card(
     source: SourceCard | None = None,
     datasets: Sequence[str] = (),
     pipeline_tag: str = "fill-mask",
+    task_columns: Sequence[str] = (),
 ) -> str:
     """The student's model card, metadata included. Every figure is the record's.
 
@@ -134,6 +135,7 @@ def render_card(
         source: what the teacher's card says. None: nothing.
         datasets: Hub names of what was trained on.
         pipeline_tag: one of `AUTO_CLASSES`.
+        task_columns: what the task reads that lies beside the model, for `ClozeClassifier`.
     Raises: UsageError, a value is not one of those named.
     """
     teacher, vocab, corpus = display_name(record.teacher.name), record.vocab, markdown_text(record.corpus)
@@ -179,6 +181,7 @@ def render_card(
         eval_results=_eval_results(record, datasets),
         load_from=folder,
         example=example,
+        task_columns=task_columns,
         removed=vocab.removed,
         table_title="Beside its teacher",
         table=table,

@@ -30,6 +30,7 @@ def score_candidates(
     device: torch.device,
     batch_size: int = 64,
     desc: str = "Answering",
+    progress: bool = True,
 ) -> np.ndarray:
     """The log-probability of each candidate of each row: fp32 [n, C], -inf where a row has fewer than C.
 
@@ -39,6 +40,7 @@ def score_candidates(
         logits_at: model inputs, bool positions [B, S] -> logits [N, K], e.g. `LiveTeacher.logits`.
         rows: as `ClozeTask.encode` makes them.
         batch_size: sequences per forward pass; rows with candidates of several lengths have several sequences.
+        progress: show a bar.
     """
     state = PartialState()
     collate = CandidateCollator(tokenizer)
@@ -47,7 +49,8 @@ def score_candidates(
     order = sorted(range(len(rows)), key=lambda number: sizes[number])[state.process_index :: state.num_processes]
     found: list[tuple[int, np.ndarray]] = []
     batches = list(_batches(order, [count for _, count in sizes], batch_size))
-    for numbers in tqdm(batches, desc=desc, unit="batch", disable=not state.is_local_main_process, leave=False):
+    hidden = not (progress and state.is_local_main_process)
+    for numbers in tqdm(batches, desc=desc, unit="batch", disable=hidden, leave=False):
         columns = rows[numbers]
         batch = collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
         scores = candidate_log_probs(logits_at, {name: value.to(device) for name, value in batch.items()})

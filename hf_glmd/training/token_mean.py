@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,9 @@ from hf_glmd.losses.reference import IGNORE_INDEX
 from hf_glmd.models.distributed import check_distribution, gathered, load_whole_unless_asked, shardable
 from hf_glmd.training.callbacks import StopOnSignal
 from hf_glmd.utils.files import check_sums, read_json, write_json, write_sums
-from hf_glmd.utils.system import peak_memory_mib
+from hf_glmd.utils.system import hardware, has_fast_bf16, peak_memory_mib
+
+logger = logging.getLogger(__name__)
 
 
 class TokenMeanTrainer(Trainer):
@@ -48,6 +51,10 @@ class TokenMeanTrainer(Trainer):
         super().__init__(*args, **kwargs)
         load_whole_unless_asked(self.accelerator.state.deepspeed_plugin)
         check_distribution(self.accelerator, self.args, self.model)
+        if self.args.bf16 and not has_fast_bf16(self.args.device) and self.is_world_process_zero():
+            logger.warning(
+                "bf16=True, and %s has no instructions for it: training takes many times as long as with bf16=False.", hardware()
+            )
         self._scores: dict[str, Tensor] = {}
         self._window: list[tuple[dict[str, Any], Tensor]] = []
         self._window_is_full = False

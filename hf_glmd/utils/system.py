@@ -31,6 +31,13 @@ def cpu_cores() -> int:
     return min(usable, psutil.cpu_count(logical=False) or usable)
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16; a CPU without them takes tens of times as long as in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Package -> installed version, Python's own first."""
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}

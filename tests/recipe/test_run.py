@@ -1,6 +1,7 @@
 """The whole recipe, as a user runs it: in processes of its own, one and two of them, killed and resumed, and with bad input."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 import recipe_helpers
 import yaml
 
+from hf_glmd import GLMDTrainer
 from hf_glmd.cli import run_recipe_command
 from hf_glmd.recipe.run_folder import last_complete_checkpoint
 from hf_glmd.reports.records import RunRecord
@@ -33,6 +35,7 @@ def test_it_writes_what_it_promises(finished):
         "tokenizer.json",
         "tokenizer_config.json",
         "vocab_map.safetensors",
+        "cloze_task.json",
         "README.md",
     }
     assert {f"student/{name}" for name in student} <= names
@@ -41,6 +44,37 @@ def test_it_writes_what_it_promises(finished):
     }
     assert plots | {"metrics.json", "run.json"} <= names
     assert not any("checkpoint" in name or name.endswith(".part") for name in names)
+
+
+def test_its_student_answers_as_its_card_says(finished):
+    """The code of the card, in a process of its own; the answers are those that were scored."""
+    folder, _ = finished
+    student = folder / "out" / "student"
+    blocks = re.findall(r"```python\n(.*?)```", (student / "README.md").read_text(), flags=re.DOTALL)
+    [code] = [block for block in blocks if "ClozeClassifier" in block]
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()][:20]
+    code = (
+        code.replace('["..."]', repr([row["text"] for row in rows]))
+        + "\nprint(classifier.max_length, classifier.task.metric_name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    answers, settings = done.stdout.splitlines()
+    assert set(json.loads(answers.replace("'", '"'))) <= {"yes", "no"} and answers.count("'") == 40, done.stderr
+    assert settings == "40 accuracy"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_is_used_where_the_device_has_it(tmp_path, monkeypatch, capsys, fast):
+    monkeypatch.setattr("hf_glmd.recipe.stages.has_fast_bf16", lambda device: fast)
+    monkeypatch.setattr("hf_glmd.training.token_mean.has_fast_bf16", lambda device: fast)
+    stage = {**recipe_helpers.STAGE, "max_steps": 2, "bf16": "auto"}
+    parts = {"general": stage} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
+    seen, train = [], GLMDTrainer.train
+    monkeypatch.setattr(GLMDTrainer, "train", lambda self, **options: (seen.append(self.args.bf16), train(self, **options))[1])
+    assert run_recipe_command(["--config", str(recipe_helpers.write_inputs(tmp_path, **parts))]) == 0
+    assert seen == [fast]
+    assert ("In fp32 (bf16: auto): " in capsys.readouterr().out) is not fast
+    assert not (tmp_path / "out" / "student" / "cloze_task.json").exists()
 
 
 def test_it_measures_what_it_says(finished):
@@ -131,6 +165,7 @@ def replace(source, target):
         os._exit(9)
     rename(source, target)
 os.replace = replace
+from hf_glmd import GLMDTrainer
 from hf_glmd.cli import run_recipe_command
 sys.exit(run_recipe_command(sys.argv[2:]))
 """

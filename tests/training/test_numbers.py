@@ -116,6 +116,16 @@ def test_training_that_helps_says_nothing(tmp_path, caplog):
     assert trainer.worse_than_at_start() is None and "further from its teacher" not in caplog.text
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_half_precision_that_the_processor_lacks_is_said(tmp_path, caplog, monkeypatch, fast):
+    """Measured on an AVX2 processor: 20 to 25 s a step instead of 2.7."""
+    monkeypatch.setattr("hf_glmd.training.token_mean.has_fast_bf16", lambda device: fast)
+    helpers.trainer(tmp_path / "fp32")
+    assert "bf16" not in caplog.text
+    helpers.trainer(tmp_path / "bf16", bf16=True)
+    assert ("has no instructions for it: training takes many times as long as with bf16=False" in caplog.text) is not fast
+
+
 def test_the_student_of_a_teacher_in_half_precision_learns(tmp_path, caplog):
     """As the README has it: its weights are float32, the teacher's stay as they are."""
     teacher = helpers.teacher().to(torch.bfloat16)
