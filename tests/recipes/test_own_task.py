@@ -19,8 +19,10 @@ TICKETS = {
 
 @pytest.mark.slow
 def test_its_student_knows_a_bug_from_a_question(tmp_path):
-    command = [sys.executable, "-m", "hf_glmd", "distill", "--config", "recipes/own_task.yaml", "--output_dir", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=recipe_helpers.ROOT, capture_output=True, text=True)
+    options = ["--config", "recipes/own_task.yaml", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_glmd", "distill", *options], cwd=recipe_helpers.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     classifier = ClozeClassifier.from_pretrained(tmp_path / "run" / "student")
     assert dict(zip(TICKETS, classifier.predict(list(TICKETS)), strict=True)) == TICKETS
