@@ -76,14 +76,10 @@ def _add_shrink(commands: Any) -> None:
     _add_options(parser, ShrinkOptions, ("model",), run=_shrink)
 
 
-def _shrink(arguments: argparse.Namespace) -> None:
-    from hf_glmd.recipe.reading import build_section
-    from hf_glmd.shrinking.checkpoint import ShrinkOptions, shrink_checkpoint
+def _shrink(options: Any, as_json: bool) -> Any:
+    from hf_glmd.shrinking.checkpoint import shrink_checkpoint
 
-    _quiet_libraries()
-    options = build_section(ShrinkOptions, arguments.config, _given(arguments, ShrinkOptions))
-    result = shrink_checkpoint(options, progress=not arguments.json, command=shlex.join(["hf-glmd", *sys.argv[1:]]))
-    _show(result, arguments.json)
+    return shrink_checkpoint(options, progress=not as_json, command=shlex.join(["hf-glmd", *sys.argv[1:]]))
 
 
 def _add_inspect(commands: Any) -> None:
@@ -100,14 +96,10 @@ def _add_inspect(commands: Any) -> None:
     _add_options(parser, InspectOptions, ("model",), run=_inspect)
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
-    from hf_glmd.recipe.reading import build_section
-    from hf_glmd.shrinking.inspection import InspectOptions, inspect_checkpoint
+def _inspect(options: Any, as_json: bool) -> Any:
+    from hf_glmd.shrinking.inspection import inspect_checkpoint
 
-    _quiet_libraries()
-    options = build_section(InspectOptions, values=_given(arguments, InspectOptions))
-    found = inspect_checkpoint(options, progress=not arguments.json)
-    _say(json.dumps(found.to_dict(), indent=1) if arguments.json else found.table())
+    return inspect_checkpoint(options, progress=not as_json)
 
 
 def _add_rebuild(commands: Any) -> None:
@@ -124,13 +116,10 @@ def _add_rebuild(commands: Any) -> None:
     _add_options(parser, RebuildOptions, ("base", "vocab_map"), run=_rebuild)
 
 
-def _rebuild(arguments: argparse.Namespace) -> None:
-    from hf_glmd.recipe.reading import build_section
-    from hf_glmd.shrinking.rebuilding import RebuildOptions, rebuild_checkpoint
+def _rebuild(options: Any, as_json: bool) -> Any:
+    from hf_glmd.shrinking.rebuilding import rebuild_checkpoint
 
-    _quiet_libraries()
-    result = rebuild_checkpoint(build_section(RebuildOptions, values=_given(arguments, RebuildOptions)))
-    _show(result, arguments.json)
+    return rebuild_checkpoint(options)
 
 
 def _add_push(commands: Any) -> None:
@@ -148,16 +137,14 @@ def _add_push(commands: Any) -> None:
     _add_options(parser, PushOptions, ("folder", "repo"), run=_push)
 
 
-def _push(arguments: argparse.Namespace) -> None:
-    from hf_glmd.hub.options import PushOptions
+def _push(options: Any, as_json: bool) -> Any:
     from hf_glmd.hub.push import push_folder
 
-    if arguments.json:
+    if as_json:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-    result = push_folder(PushOptions(**_given(arguments, PushOptions)))
-    _show(result, arguments.json)
+    return push_folder(options)
 
 
 def _add_distill(commands: Any, argv: Sequence[str]) -> None:
@@ -226,13 +213,10 @@ def _add_evaluate(commands: Any) -> None:
     _add_options(parser, EvaluateOptions, ("model",), run=_evaluate)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from hf_glmd.evaluation.checkpoint import EvaluateOptions, evaluate_checkpoint
-    from hf_glmd.recipe.reading import build_section
+def _evaluate(options: Any, as_json: bool) -> Any:
+    from hf_glmd.evaluation.checkpoint import evaluate_checkpoint
 
-    _quiet_libraries()
-    scores = evaluate_checkpoint(build_section(EvaluateOptions, values=_given(arguments, EvaluateOptions)))
-    _say(json.dumps(dataclasses.asdict(scores), indent=1) if arguments.json else scores.table())
+    return evaluate_checkpoint(options)
 
 
 def _add_predict(commands: Any) -> None:
@@ -249,12 +233,10 @@ def _add_predict(commands: Any) -> None:
     _add_options(parser, PredictOptions, ("model",), run=_predict)
 
 
-def _predict(arguments: argparse.Namespace) -> None:
-    from hf_glmd.evaluation.predict import PredictOptions, predict_answers_of
-    from hf_glmd.recipe.reading import build_section
+def _predict(options: Any, as_json: bool) -> Any:
+    from hf_glmd.evaluation.predict import predict_answers_of
 
-    _quiet_libraries()
-    _show(predict_answers_of(build_section(PredictOptions, values=_given(arguments, PredictOptions))), arguments.json)
+    return predict_answers_of(options)
 
 
 def _add_report(commands: Any) -> None:
@@ -299,14 +281,10 @@ def _add_cache(commands: Any) -> None:
     _add_options(parser, CacheOptions, ("model",), run=_cache)
 
 
-def _cache(arguments: argparse.Namespace) -> None:
-    from hf_glmd.recipe.cache import CacheOptions, cache_teacher
-    from hf_glmd.recipe.reading import build_section
+def _cache(options: Any, as_json: bool) -> Any:
+    from hf_glmd.recipe.cache import cache_teacher
 
-    _quiet_libraries()
-    options = build_section(CacheOptions, arguments.config, _given(arguments, CacheOptions))
-    result = cache_teacher(options, progress=not arguments.json)
-    _show(result, arguments.json)
+    return cache_teacher(options, progress=not as_json)
 
 
 def run_recipe_command(argv: Sequence[str] | None = None) -> int:
@@ -400,20 +378,32 @@ def _of_the_machine(error: BaseException) -> str | None:
     return None
 
 
-def _show(result: Any, as_json: bool) -> None:
-    _say(json.dumps(dataclasses.asdict(result), indent=1) if as_json else result.table())
-
-
 def _say(text: str) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         print(text, flush=True)  # noqa: T201
 
 
-def _add_options(parser: argparse.ArgumentParser, section: type, positional: Sequence[str], run: Callable[..., Any]) -> None:
-    """The options of a command that prints what it found."""
+def _add_options(
+    parser: argparse.ArgumentParser, section: type, positional: Sequence[str], run: Callable[[Any, bool], Any]
+) -> None:
+    """The options of a command that shows what it found.
+
+    Args:
+        section: dataclass of the options.
+        run: options, and whether JSON is wanted -> what has a `table()` for people.
+    """
+
+    def command(arguments: argparse.Namespace) -> None:
+        from hf_glmd.recipe.reading import build_section
+
+        _quiet_libraries()
+        found = run(build_section(section, getattr(arguments, "config", None), _given(arguments, section)), arguments.json)
+        data = found.to_dict() if hasattr(found, "to_dict") else dataclasses.asdict(found)
+        _say(json.dumps(data, indent=1) if arguments.json else found.table())
+
     _add_fields(parser, section, positional)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=command)
 
 
 def _add_fields(parser: argparse.ArgumentParser, section: type, positional: Sequence[str] = ()) -> None:

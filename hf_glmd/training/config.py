@@ -34,6 +34,10 @@ _OPTIONAL += ("dataloader_prefetch_factor", "torch_empty_cache_steps", "mlm_prob
 _BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
 
 
+SHORT: dict[str, Any] = {"temperature": 1.0, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.05}
+"""What teaches in hundreds or thousands of steps, see docs/settings.md; the defaults are the paper's, for 150,000."""
+
+
 def number_mistakes(options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the numbers among training arguments, whose own checks let most of it pass.
 
@@ -186,6 +190,19 @@ class GLMDConfig(TrainingArguments):
             self.greater_is_better = False  # the Trainer knows of losses only
         super().__post_init__()
         load_whole_unless_asked(self.deepspeed_plugin)
+
+    @classmethod
+    def short(cls, output_dir: str, **options: Any) -> GLMDConfig:
+        """Settings for a run of hundreds or thousands of steps: temperature 1, learning rate 1e-3 on a cosine, 5% warm-up.
+
+        The defaults of the other fields are the paper's (temperature 15, 150,000 steps), which hardly move a student in so few.
+
+        Args:
+            output_dir: as of `GLMDConfig`.
+            options: any field; they win.
+        Raises: as `GLMDConfig`.
+        """
+        return cls(output_dir, **SHORT | options)
 
     def __getstate__(self) -> dict[str, Any]:
         # The Trainer pickles its arguments beside the weights, and what lies there is pushed.

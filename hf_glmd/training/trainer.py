@@ -139,13 +139,13 @@ class GLMDTrainer(PublishingTrainer):
         if is_stream(train_dataset) or is_stream(eval_dataset):
             # accelerate's default has one process read for all and then cuts what it cannot put together: rows of other lengths.
             args.accelerator_config.dispatch_batches = False
-        self._limit = limit = readable([model, *self.teacher.models])
-        length = row_length(args.max_length or self.teacher.max_length, limit, processing_class)
+        self._limit = readable([model, *self.teacher.models])
+        self._length = row_length(args.max_length or self.teacher.max_length, self._limit, processing_class)
         super().__init__(
             args=args,
             data_collator=data_collator,
-            train_dataset=self.training_objective.rows(train_dataset, length, limit),
-            eval_dataset=self.training_objective.rows(eval_dataset, length, limit),
+            train_dataset=self.training_objective.rows(train_dataset, self._length, self._limit),
+            eval_dataset=self.training_objective.rows(eval_dataset, self._length, self._limit),
             processing_class=processing_class,
             **kwargs,
         )
@@ -183,6 +183,24 @@ class GLMDTrainer(PublishingTrainer):
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         sets = {"train_dataset": self.train_dataset} | {f"eval_dataset {name}".strip(): part for name, part in held_out.items()}
         return {name: dataset for name, dataset in sets.items() if dataset is not None}
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As of `transformers.Trainer`; takes what `eval_dataset` of the constructor takes, text among it."""
+        return super().evaluate(self._more_rows(eval_dataset, "eval_dataset"), *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of `transformers.Trainer`; takes what `eval_dataset` of the constructor takes, text among it."""
+        return super().predict(self._more_rows(test_dataset, "test_dataset"), *args, **kwargs)
+
+    def _more_rows(self, dataset: Any, name: str) -> Any:
+        """Rows of a data set that comes after the constructor; None and the name of one that is known stay as they are."""
+        known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        if dataset is None or dataset is self.eval_dataset or (isinstance(dataset, str) and dataset in known):
+            return dataset
+        loaded = loaded_rows(dict(dataset) if isinstance(dataset, dict) else dataset, self.args.text_column)
+        rows = self.training_objective.rows(loaded, self._length, self._limit)
+        self.teacher.check_rows({name: rows}, self.data_collator, self.training_objective.teacher_inputs)
+        return rows
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         for name in ("input_ids", "decoder_input_ids"):  # of a stream it is only known now what its rows are

@@ -110,6 +110,16 @@ def test_the_scoring_benchmark_compares_the_same_batches(tmp_path, capsys):
     assert "target 1.3" in capsys.readouterr().out
 
 
+def test_the_benchmark_of_settings_trains_each_from_the_same_start(tmp_path, capsys):
+    helpers.tiny_model("bert").save_pretrained(tmp_path)
+    helpers.generic_tokenizer(model_max_length=40).save_pretrained(tmp_path)
+    options = ["--model", str(tmp_path), "--texts", "40", "--held-out", "5", "--length", "20", "--layers", "1", "--steps", "3"]
+    assert load("settings").main([*options, "--batch", "4", "--settings", "0", "5", "--output", str(tmp_path / "out.json")]) == 0
+    first, last = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert first["kl_before"] == last["kl_before"] and first["kl"] != last["kl"] and first["positions"] == last["positions"] > 0
+    assert capsys.readouterr().out.count(" -> ") == 4
+
+
 def test_the_table_of_invariance_compares_each_cut_with_the_first(tmp_path, capsys):
     output = tmp_path / "results" / "invariance.json"
     cuts = ["--cuts", "12x1x1", "3x4x1", "--steps", "2"]

@@ -322,3 +322,27 @@ def test_the_saved_tokenizer_is_set_as_it_was_before_the_rows_were_tokenised(kin
     trainer.save_model(tmp_path / "saved")
     backend = PreTrainedTokenizerFast.from_pretrained(tmp_path / "saved").backend_tokenizer
     assert (backend.truncation, backend.padding) == wanted
+
+
+def test_evaluate_and_predict_take_what_the_constructor_takes(tmp_path):
+    """Text in a list, a data set, a dict or a file, and rows of ids: the same figures, which are those of eval_dataset."""
+    texts = vocab_helpers.texts(9)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    data = datasets.Dataset.from_dict({"text": texts})
+    trainer = helpers.trainer(tmp_path / "out", eval_dataset=data)
+    wanted = trainer.evaluate()
+    for given in (data, texts, str(tmp_path / "texts.txt"), trainer.eval_dataset):
+        found = trainer.evaluate(given)
+        assert found["eval_kl"] == wanted["eval_kl"] and found["eval_loss"] == wanted["eval_loss"]
+    both = trainer.evaluate({"one": data, "two": texts})
+    assert both["eval_one_kl"] == both["eval_two_kl"] == wanted["eval_kl"]
+    assert trainer.predict(texts).metrics["test_kl"] == wanted["eval_kl"]
+    with pytest.raises(UsageError, match=r"text_column|column"):
+        trainer.evaluate(datasets.Dataset.from_dict({"body": texts}))
+
+
+def test_evaluate_knows_its_named_data_sets(tmp_path):
+    data = datasets.Dataset.from_dict({"text": vocab_helpers.texts(9)})
+    trainer = helpers.trainer(tmp_path, eval_dataset={"one": data, "two": data.select(range(4))})
+    wanted = trainer.evaluate()
+    assert trainer.evaluate("two", metric_key_prefix="eval_two")["eval_two_kl"] == wanted["eval_two_kl"]

@@ -110,6 +110,16 @@ def test_an_exploding_learning_rate_ends_in_one_line_or_a_warning_but_no_push(tm
             assert 0.0 not in losses and json.dumps(losses)
 
 
+def test_the_settings_for_short_runs_are_defaults_that_give_way(tmp_path):
+    short = GLMDConfig.short(str(tmp_path), max_steps=7)
+    assert (short.temperature, short.learning_rate, short.lr_scheduler_type, short.max_steps) == (1.0, 1e-3, "cosine", 7)
+    own = GLMDConfig.short(str(tmp_path), temperature=4.0, learning_rate=2e-3)
+    assert (own.temperature, own.learning_rate) == (4.0, 2e-3)
+    assert GLMDConfig(str(tmp_path)).temperature == 15.0
+    with pytest.raises(UsageError, match="temperature=0 is not positive"):
+        GLMDConfig.short(str(tmp_path), temperature=0)
+
+
 def test_training_that_helps_says_nothing(tmp_path, caplog):
     trainer = helpers.trainer(tmp_path, max_steps=12, learning_rate=1e-2, logging_steps=1)
     trainer.train()
