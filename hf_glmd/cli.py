@@ -9,13 +9,12 @@ import os
 import shlex
 import signal
 import sys
-import types
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_glmd import __version__
 from hf_glmd.errors import ACCESS_TOKEN, UsageError
+from hf_glmd.utils.options import add_fields, given_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +47,12 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     _add_rebuild(commands)
     _add_cache(commands)
     _add_distill(commands, argv)
+    _add_recipes(commands)
     _add_evaluate(commands)
     _add_predict(commands)
     _add_report(commands)
     _add_push(commands)
+    _add_environment(commands)
     _add_completion(commands, parser)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.run is _distill:
@@ -166,6 +167,27 @@ def _add_distill(commands: Any, argv: Sequence[str]) -> None:
     parser.set_defaults(run=_distill)
 
 
+def _add_recipes(commands: Any) -> None:
+    parser = commands.add_parser(
+        "recipes",
+        help="list the recipes that come along, or copy one to edit",
+        epilog="Example: hf-glmd recipes --copy own_task; then hf-glmd distill --config own_task.yaml",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--copy", metavar="NAME", help="write that recipe into the current folder")
+    parser.set_defaults(run=_recipes)
+
+
+def _recipes(arguments: argparse.Namespace) -> None:
+    from hf_glmd.recipe.examples import copy_recipe, recipe_rows
+    from hf_glmd.utils.text import markdown_table
+
+    if arguments.copy is None:
+        _say(markdown_table(recipe_rows(), ["recipe", "what it makes"]))
+    else:
+        _say(f"Written to {copy_recipe(arguments.copy)}")
+
+
 def _distill(arguments: argparse.Namespace) -> int | None:
     if arguments.accelerate is None:
         if arguments.processes not in (None, 1):
@@ -178,6 +200,24 @@ def _distill(arguments: argparse.Namespace) -> int | None:
     words = ["distill", "--config", arguments.config, *(["--overwrite"] if arguments.overwrite else [])]
     words += ["--dry-run"] if arguments.dry_run else []
     return launch([*words, *arguments.overrides], arguments.accelerate, arguments.processes)
+
+
+def _add_environment(commands: Any) -> None:
+    parser = commands.add_parser(
+        "env",
+        help="print what a bug report needs: versions, hardware, settings",
+        description="Versions of Python and libraries, the hardware, and which variables of the Hugging Face libraries are set; "
+        "secrets are not shown.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_environment)
+
+
+def _environment(arguments: argparse.Namespace) -> None:
+    from hf_glmd.utils.system import environment
+    from hf_glmd.utils.text import markdown_table
+
+    _say(markdown_table(environment(), ["", ""]))
 
 
 def _add_completion(commands: Any, program: argparse.ArgumentParser) -> None:
@@ -249,7 +289,7 @@ def _add_report(commands: Any) -> None:
         epilog="Example: hf-glmd report runs/quickstart",
         allow_abbrev=False,
     )
-    _add_fields(parser, ReportOptions, positional=("directory",))
+    add_fields(parser, ReportOptions, positional=("directory",))
     parser.add_argument("--json", action="store_true", help="print what the page is made from as JSON, and write no page")
     parser.set_defaults(run=_report)
 
@@ -258,7 +298,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from hf_glmd.reports.options import ReportOptions
     from hf_glmd.reports.page import report_data, write_report
 
-    options = ReportOptions(**_given(arguments, ReportOptions))
+    options = ReportOptions(**given_options(arguments, ReportOptions))
     if arguments.json:
         _say(report_data(options.directory))
     else:
@@ -309,7 +349,7 @@ _RECIPE_PARSER: dict[str, Any] = {
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", required=True, help="the recipe, a YAML file")
+    parser.add_argument("--config", metavar="FILE", required=True, help="the recipe: a YAML file, or a name of `hf-glmd recipes`")
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the output folder")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, and print the plan")
 
@@ -343,7 +383,9 @@ def _run(program: str, command: Callable[[], int | None]) -> int:
         _refused(program, f"stopped. To go on: {shlex.join([program, *sys.argv[1:]])}")
         return 128 + signal.SIGINT
     except Exception as error:
-        if (said := _of_the_machine(error)) is None:
+        from hf_glmd.utils.files import of_the_machine
+
+        if (said := of_the_machine(error)) is None:
             raise  # a bug of ours, which its traceback helps to find
         return _refused(program, f"{said} Then run it again: {shlex.join([program, *sys.argv[1:]])}")
 
@@ -354,28 +396,6 @@ def _refused(program: str, said: str) -> int:
     if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
         tqdm.write(f"{program}: {said}", file=sys.stderr)  # clear of a bar that is still drawn
     return 2
-
-
-def _of_the_machine(error: BaseException) -> str | None:
-    """What to say of an error that no program can prevent, wherever a library met it; None, if it is of another kind."""
-    from safetensors import SafetensorError
-
-    from hf_glmd.utils.files import disk_error, one_line_of
-
-    while error is not None:
-        if isinstance(error, OSError) and (remedy := disk_error(error)):
-            where = f"'{error.filename}'" if error.filename else "a file"
-            return f"{where} cannot be written or read: {one_line_of(error)}. {remedy}"
-        if isinstance(error, SafetensorError):
-            full = "No space left" in str(error)
-            remedy = "Make room on the disk." if full else "A file of weights is damaged: copy or write it once more."
-            return f"{one_line_of(error)}. {remedy}"
-        if isinstance(error, RuntimeError) and "inline_container" in str(error):  # so torch.save says that a disk is full
-            return "a checkpoint cannot be written to its end: the disk is full, or takes no more. Make room on it."
-        if isinstance(error, MemoryError):
-            return "there is not enough memory. Use smaller batches, fewer texts or shorter rows."
-        error = error.__cause__  # type: ignore[assignment]
-    return None
 
 
 def _say(text: str) -> None:
@@ -397,39 +417,13 @@ def _add_options(
         from hf_glmd.recipe.reading import build_section
 
         _quiet_libraries()
-        found = run(build_section(section, getattr(arguments, "config", None), _given(arguments, section)), arguments.json)
+        found = run(build_section(section, getattr(arguments, "config", None), given_options(arguments, section)), arguments.json)
         data = found.to_dict() if hasattr(found, "to_dict") else dataclasses.asdict(found)
         _say(json.dumps(data, indent=1) if arguments.json else found.table())
 
-    _add_fields(parser, section, positional)
+    add_fields(parser, section, positional)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=command)
-
-
-def _add_fields(parser: argparse.ArgumentParser, section: type, positional: Sequence[str] = ()) -> None:
-    """One option per field of a dataclass, with the field's help. An option that is not given leaves no trace."""
-    hints = typing.get_type_hints(section)
-    for field in dataclasses.fields(section):
-        kinds = [kind for kind in _kinds(hints[field.name]) if kind is not type(None)]
-        options: dict[str, Any] = {"help": field.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
-        if kinds[0] is bool:
-            options["action"] = "store_true"
-        elif typing.get_origin(kinds[0]) is list:
-            options |= {"nargs": "+", "metavar": field.metadata.get("metavar", field.name.upper())}
-        else:
-            options["metavar"] = field.metadata.get("metavar", field.name.upper())
-        if field.name in positional:
-            parser.add_argument(field.name, nargs="?", **options)
-        else:
-            parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
-
-
-def _given(arguments: argparse.Namespace, section: type) -> dict[str, Any]:
-    return {field.name: getattr(arguments, field.name) for field in dataclasses.fields(section) if hasattr(arguments, field.name)}
 
 
 def _overridable(argv: Sequence[str]) -> str:

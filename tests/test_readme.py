@@ -10,11 +10,12 @@ import vocab_helpers
 import yaml
 
 from hf_glmd import ClozeTask, docstring_corpus
-from hf_glmd.cli import _given, parsed
+from hf_glmd.cli import parsed
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.recipe.config import TaskSection, load_recipe
 from hf_glmd.recipe.reading import build, build_section
 from hf_glmd.shrinking.checkpoint import ShrinkOptions
+from hf_glmd.utils.options import given_options
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 README = (recipe_helpers.ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def test_its_commands_are_valid():
         arguments = parsed(words[1:])
         if words[1] == "shrink":
             recipe = None if arguments.config is None else recipe_helpers.ROOT / arguments.config
-            build_section(ShrinkOptions, recipe, _given(arguments, ShrinkOptions))
+            build_section(ShrinkOptions, recipe, given_options(arguments, ShrinkOptions))
         elif words[1] == "distill":
             load_recipe(recipe_helpers.ROOT / arguments.config, arguments.overrides)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import subprocess
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
 from hf_glmd.errors import UsageError, nearest
+from hf_glmd.recipe.examples import recipe_folder
 from hf_glmd.recipe.reading import read_yaml
 
 _MISTAKE = 2  # exit status of a process that has said what the user can mend
@@ -65,9 +65,3 @@ def accelerate_config(name: str) -> Path:
     if name not in known:
         raise UsageError(f"--accelerate {name} is neither a file nor a configuration that comes along. {nearest(name, known)}")
     return known[name]
-
-
-def recipe_folder() -> Path:
-    """recipes/ of the repository, or where the installed package keeps its copy."""
-    beside = Path(__file__).parents[2] / "recipes"
-    return beside if beside.is_dir() else Path(sysconfig.get_path("data")) / "share" / "hf_glmd" / "recipes"

@@ -15,14 +15,16 @@ from typing import Any
 import yaml
 
 from hf_glmd.errors import ACCESS_TOKEN, UsageError, nearest
+from hf_glmd.recipe.examples import found_file, recipe_names, with_own_paths
 
 Section = typing.TypeVar("Section")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    path = Path(path)
+    path = found_file(path)
     if not path.is_file():
         others = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        others += recipe_names()
         raise UsageError(
             f"recipe file '{path}' does not exist. " + (nearest(str(path), others) if others else "Give the path of a YAML file.")
         )
@@ -35,7 +37,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"recipe file '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UsageError(f"recipe file '{path}' holds no sections. See recipes/quickstart.yaml.")
-    return data
+    return with_own_paths(data)
 
 
 def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:

@@ -350,3 +350,23 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def of_the_machine(error: BaseException) -> str | None:
+    """What to say of an error that no program can prevent, wherever a library met it; None, if it is of another kind."""
+    from safetensors import SafetensorError
+
+    while error is not None:
+        if isinstance(error, OSError) and (remedy := disk_error(error)):
+            where = f"'{error.filename}'" if error.filename else "a file"
+            return f"{where} cannot be written or read: {one_line_of(error)}. {remedy}"
+        if isinstance(error, SafetensorError):
+            full = "No space left" in str(error)
+            remedy = "Make room on the disk." if full else "A file of weights is damaged: copy or write it once more."
+            return f"{one_line_of(error)}. {remedy}"
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):  # so torch.save says that a disk is full
+            return "a checkpoint cannot be written to its end: the disk is full, or takes no more. Make room on it."
+        if isinstance(error, MemoryError):
+            return "there is not enough memory. Use smaller batches, fewer texts or shorter rows."
+        error = error.__cause__  # type: ignore[assignment]
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -51,3 +52,31 @@ def peak_memory_mib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here
+
+
+_LIBRARIES = (
+    *("hf_glmd", "torch", "transformers", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors", "huggingface_hub"),
+    *("peft", "numpy", "deepspeed", "triton", "bitsandbytes", "matplotlib"),
+)
+_SECRET = re.compile("token|secret|password|key", re.IGNORECASE)
+
+
+def environment() -> list[tuple[str, str]]:
+    """What a bug report needs: versions, hardware, and variables of the Hugging Face libraries; secrets are not shown."""
+    installed = {distribution.lower().replace("-", "_") for distribution in _installed()}
+    rows = [("platform", platform.platform())]
+    rows += list(versions(*(library for library in _LIBRARIES if library in installed)).items())
+    rows += [
+        ("hardware", hardware()),
+        ("memory", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"),
+        ("cuda", f"{torch.version.cuda or 'none'}, {torch.cuda.device_count()} devices"),
+        ("bf16 in hardware", "yes" if has_fast_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no"),
+    ]
+    for name in sorted(os.environ):
+        if name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "OMP_", "CUDA_VISIBLE")):
+            rows.append((name, "set, not shown" if _SECRET.search(name) else os.environ[name]))
+    return rows
+
+
+def _installed() -> list[str]:
+    return [distribution.metadata["Name"] for distribution in metadata.distributions() if distribution.metadata["Name"]]
