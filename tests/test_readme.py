@@ -61,7 +61,8 @@ def test_its_python_teaches(tmp_path, monkeypatch):
     assert trainer.evaluate(held_out)["eval_kl"] < before / 2
 
 
-def test_its_commands_are_valid():
+def test_its_commands_are_valid(monkeypatch):
+    monkeypatch.chdir(recipe_helpers.ROOT)
     commands = [shlex.split(line, comments=True) for line in "".join(blocks("bash")).splitlines() if line.startswith("hf-glmd ")]
     assert {words[1] for words in commands} >= {"shrink", "distill", "report"}
     for words in commands:
@@ -72,7 +73,7 @@ def test_its_commands_are_valid():
             recipe = None if arguments.config is None else recipe_helpers.ROOT / arguments.config
             build_section(ShrinkOptions, recipe, given_options(arguments, ShrinkOptions))
         elif words[1] == "distill":
-            load_recipe(recipe_helpers.ROOT / arguments.config, arguments.overrides)
+            load_recipe(arguments.config, arguments.overrides)
 
 
 def test_its_files_exist():
