@@ -183,7 +183,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
     from hf_glmd.utils.text import markdown_table
 
     if arguments.copy is None:
-        _say(markdown_table(recipe_rows(), ["recipe", "what it makes"]))
+        _say(markdown_table(recipe_rows(), ["command", "what it makes"]))
     else:
         _say(f"Written to {copy_recipe(arguments.copy)}")
 
@@ -400,7 +400,11 @@ def _refused(program: str, said: str) -> int:
 
 def _say(text: str) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
-        print(text, flush=True)  # noqa: T201
+        try:
+            print(text, flush=True)  # noqa: T201
+        except BrokenPipeError:  # of `| head`, which has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more at its end
+            raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _add_options(

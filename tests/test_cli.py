@@ -1,7 +1,9 @@
 """What people type, and what they are told."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +131,12 @@ def test_a_shell_completes_commands_and_options(tmp_path, capsys):
         typed = f"COMP_WORDS=(hf-glmd {' '.join(words)}); COMP_CWORD={len(words)}; _shtab_hf_glmd; echo ${{COMPREPLY[@]}}"
         shown = subprocess.run(["bash", "-c", f"source {tmp_path}/completion.sh; {typed}"], capture_output=True, text=True)
         assert shown.stdout.split() == [found], shown.stderr
+
+
+def test_a_reader_who_has_read_enough_is_no_error():
+    """As `hf-glmd recipes | head -1`: nothing is said, and the status is that of other commands."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "hf_glmd", "recipes"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

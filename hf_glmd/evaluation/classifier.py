@@ -21,7 +21,7 @@ from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.scoring import averaged_scores, chosen_patterns, encode_reworded, score_candidates
 from hf_glmd.tasks.task_file import SavedTask
 from hf_glmd.teachers.live import LiveTeacher
-from hf_glmd.training.datasets import MAX_DEFAULT_LENGTH, readable
+from hf_glmd.training.datasets import readable, row_length
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
@@ -58,10 +58,7 @@ class ClozeClassifier:
         set_missing_pad_token(tokenizer)
         task.check_tokenizer(tokenizer, causal=self.causal)
         self.patterns = list(patterns) if patterns is not None else chosen_patterns(task, "first", self.causal)
-        limit = readable([model])
-        if max_length is not None and max_length > limit:
-            raise UsageError(f"max_length={max_length} is more than the {limit} tokens the model can read.")
-        self.max_length = max_length or min(limit, tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
+        self.max_length = row_length(max_length, readable([model]), tokenizer, readers="the model can")
 
     @classmethod
     def from_pretrained(

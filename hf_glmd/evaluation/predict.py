@@ -17,8 +17,6 @@ from hf_glmd.utils.remote_code import trusting_as_asked
 if TYPE_CHECKING:
     import datasets
 
-    from hf_glmd.evaluation.classifier import ClozeClassifier
-
 SHOWN, SHOWN_CHARACTERS = 20, 80
 """Rows of the table for people, and characters of each text in it."""
 
@@ -68,7 +66,8 @@ class Predictions:
         probabilities: of those answers, in [0, 1], as the probability is shared among the answers.
         texts: of each row, the columns that the task reads.
         unread: columns of the data that the task does not read.
-        score: what the answers score, if each row has a label; then `metric` says by which measure.
+        score: what the answers score, if the rows have labels; then `metric` says by which measure.
+        unscored: why they could not be scored, although there is a column of labels.
         output: the file that was written.
     """
 
@@ -79,6 +78,7 @@ class Predictions:
     unread: list[str] = field(default_factory=list)
     metric: str | None = None
     score: float | None = None
+    unscored: str | None = None
     output: str | None = None
 
     def table(self) -> str:
@@ -99,6 +99,8 @@ class Predictions:
             parts.append(f"Written to {self.output}")
         if self.score is not None:
             parts.append(f"{self.metric}: {percent(self.score)} (n={len(self.answers):,})")
+        if self.unscored is not None:
+            parts.append(f"Not scored: {self.unscored}")
         if self.unread:
             parts.append(f"Columns that the task does not read: {', '.join(self.unread)}.")
         return "\n\n".join(parts)
@@ -135,8 +137,11 @@ def predict_answers_of(options: PredictOptions) -> Predictions:
         unread=[name for name in rows.column_names if name not in {*columns, classifier.task.label_column, "idx"}],
         output=options.output,
     )
-    if _labelled(classifier, rows):
-        found.metric, found.score = classifier.task.metric_name, classifier.task.score(rows, chosen)["score"]
+    if classifier.task.label_column in rows.column_names:
+        try:
+            found.metric, found.score = classifier.task.metric_name, classifier.task.score(rows, chosen)["score"]
+        except UsageError as error:  # of labels, which the answers do not need
+            found.metric, found.unscored = None, str(error)
     if options.output is not None:
         indices = rows["idx"][:] if "idx" in rows.column_names else range(len(rows))
         with replaced(Path(options.output)) as unfinished:
@@ -162,9 +167,3 @@ def _table(saved: Any, options: PredictOptions) -> datasets.Dataset:
     if not len(found[split]):
         raise UsageError(f"the split '{split}' of '{options.data}' is empty. Choose one with rows.")
     return found[split]
-
-
-def _labelled(classifier: ClozeClassifier, rows: datasets.Dataset) -> bool:
-    """Whether every row has a label that can be compared with an answer."""
-    column = classifier.task.label_column
-    return column in rows.column_names and not any(label is None for label in rows[column][:])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_glmd.errors import UsageError, nearest
+from hf_glmd.recipe.examples import with_own_paths
 from hf_glmd.recipe.reading import build, converted, parse_overrides, read_yaml, section_of, set_value
 from hf_glmd.reports.records import STAGES, TASK_STAGES
 from hf_glmd.utils.options import TEXT_SOURCES
@@ -332,7 +333,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     data = read_yaml(path)
     for key, value in parse_overrides(overrides):
         set_value(data, key, value)
-    return build(Recipe, data, "", _all_keys)
+    return build(Recipe, with_own_paths(data), "", _all_keys)
 
 
 def options_help() -> str:

@@ -12,6 +12,9 @@ from hf_glmd.errors import UsageError, nearest
 PREFIX = "recipes/"
 """Of paths in recipes and on command lines that mean what comes along, where there is no such file here."""
 
+WRITTEN = ("output", "output_dir", "folder")
+"""Options that say where to write: always here."""
+
 
 def recipe_folder() -> Path:
     """recipes/ of the repository, or where the installed package keeps its copy."""
@@ -34,9 +37,9 @@ def found_file(path: str | Path) -> Path:
 
 
 def with_own_paths(data: Any) -> Any:
-    """A recipe's values, in which paths such as recipes/quickstart_teacher that are not here lead to what comes along."""
+    """Options' values, in which paths such as recipes/quickstart_teacher that are not here lead to what comes along."""
     if isinstance(data, dict):
-        return {key: with_own_paths(value) for key, value in data.items()}
+        return {key: value if key in WRITTEN else with_own_paths(value) for key, value in data.items()}
     if isinstance(data, list):
         return [with_own_paths(value) for value in data]
     if isinstance(data, str) and data.startswith(PREFIX) and not Path(data).exists():
@@ -46,11 +49,12 @@ def with_own_paths(data: Any) -> Any:
 
 
 def recipe_rows() -> list[tuple[str, str]]:
-    """(name, what it is for) of each recipe that comes along: the first sentence of its comment."""
+    """(command, what it makes) of each recipe that comes along; the latter is the first sentence of its comment."""
     rows = []
     for name, file in recipe_names().items():
         lines = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        rows.append((name, " ".join(lines[1:]).strip().partition(". ")[0].rstrip(".")))
+        command = "shrink" if name.startswith("shrink/") else "distill"
+        rows.append((f"hf-glmd {command} --config {name}", " ".join(lines[1:]).strip().partition(". ")[0].rstrip(".")))
     return rows
 
 

@@ -37,7 +37,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"recipe file '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UsageError(f"recipe file '{path}' holds no sections. See recipes/quickstart.yaml.")
-    return with_own_paths(data)
+    return data
 
 
 def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
@@ -172,4 +172,4 @@ def build_section(section: type[Section], path: str | Path | None = None, values
         values: name of a field -> its value, or a text that can be read as one.
     Raises: UsageError, there is no such file, or a key or value is wrong; the nearest valid key is named.
     """
-    return build(section, (read_yaml(path) if path is not None else {}) | dict(values or {}), "")
+    return build(section, with_own_paths((read_yaml(path) if path is not None else {}) | dict(values or {})), "")

@@ -155,15 +155,15 @@ class Results:
             unfinished, folder = self.run_folder.path / "student.part", self.run_folder.path / "student"
             for name in ("student.part", SUMS, "plots", "students", "predictions"):
                 remove(self.run_folder.path / name)
-            alone = self.inputs.tasks[0] if self.inputs.tasks and self.recipe.tasks is None else None
-            self.save_student(last, unfinished, alone)
+            own_task = self.inputs.tasks[0] if self.inputs.tasks and self.recipe.tasks is None else None
+            self.save_student(last, unfinished, own_task)
             for facts, path in ((record.student, unfinished), (record.teacher, Path(self.recipe.teacher.model))):
                 files = list(path.glob("*.safetensors")) if path.is_dir() else []
                 facts.file_bytes = sum(file.stat().st_size for file in files if file.name != "vocab_map.safetensors")
                 facts.file_dtype = str(self.inputs.teacher_config.dtype or torch.float32).removeprefix("torch.")
             save_plots(record, unfinished / "plots")
             shutil.copytree(unfinished / "plots", self.run_folder.path / "plots")
-            self.write_card(record, unfinished, folder, alone)
+            self.write_card(record, unfinished, folder, own_task)
             write_sums(unfinished)
             remove(folder)
             os.replace(unfinished, folder)

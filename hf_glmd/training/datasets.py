@@ -149,16 +149,19 @@ def _longest(dataset: Any) -> int:
     return max(pyarrow.compute.max(pyarrow.compute.list_value_length(batch["input_ids"])).as_py() or 0 for batch in batches)
 
 
-def row_length(wanted: int | None, limit: int, tokenizer: PreTrainedTokenizerBase) -> int:
+def row_length(
+    wanted: int | None, limit: int, tokenizer: PreTrainedTokenizerBase, readers: str = "student and teacher can both"
+) -> int:
     """Token ids per row of text. Raises: UsageError, more are wanted than the models can read.
 
     Args:
         wanted: what was asked for; None: nothing.
         limit: the most that all models can read.
         tokenizer: its `model_max_length` is not exceeded unless that is asked for.
+        readers: who they are, for the message.
     """
     if wanted is not None and wanted > limit:
-        raise UsageError(f"max_length={wanted} is more than the {limit} tokens that student and teacher can both read.")
+        raise UsageError(f"max_length={wanted} is more than the {limit} tokens that {readers} read.")
     return wanted or min(limit, tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
 
 

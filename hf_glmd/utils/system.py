@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from hf_glmd.errors import ACCESS_TOKEN
+
 
 def hardware() -> str:
     """The machine in words: graphics card, or processor and number of cores."""
@@ -36,7 +38,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bf16; a CPU without them takes tens of times as long as in fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type != "cpu" or torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -74,7 +76,9 @@ def environment() -> list[tuple[str, str]]:
     ]
     for name in sorted(os.environ):
         if name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "OMP_", "CUDA_VISIBLE")):
-            rows.append((name, "set, not shown" if _SECRET.search(name) else os.environ[name]))
+            rows.append(
+                (name, "set, not shown" if _SECRET.search(name) or ACCESS_TOKEN.search(os.environ[name]) else os.environ[name])
+            )
     return rows
 
 

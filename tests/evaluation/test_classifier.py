@@ -172,6 +172,18 @@ def test_a_table_is_answered_scored_and_written(folder, classifier, tmp_path, ca
 
 
 @pytest.mark.parametrize(
+    ("label", "reason"), [("perhaps", "have the answers ['perhaps']"), (None, "1 of 4 examples of task verbs have no label")]
+)
+def test_labels_that_cannot_be_scored_cost_no_answers(folder, classifier, tmp_path, capsys, label, reason):
+    rows = [{"text": text, "label": "yes"} for text in TEXTS[:3]] + [{"text": TEXTS[3], "label": label}]
+    output = tmp_path / "answers.jsonl"
+    assert main(["predict", str(folder), "--data", str(write_lines(tmp_path / "t.jsonl", rows)), "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "Not scored: " in shown and reason in shown and "accuracy" not in shown
+    assert [json.loads(line)["label"] for line in output.read_text().splitlines()] == classifier.predict(TEXTS[:4])
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "give either --text or --data"),

@@ -20,6 +20,8 @@ def test_a_recipe_is_found_by_name_from_any_folder(tmp_path, monkeypatch, name):
     task = load_recipe("own_task", ["--vocab.size", "0.25"])
     assert task.task.data == str(RECIPES / "tickets") and task.vocab.size == 0.25
     assert load_recipe("own_task").output_dir == "runs/own_task"  # here, wherever that is
+    told = load_recipe("own_task", ["--output_dir", "recipes/tickets", "--corpus.name", "recipes/tickets/train.csv"])
+    assert told.output_dir == "recipes/tickets" and told.corpus.name == str(RECIPES / "tickets" / "train.csv")
 
 
 def test_what_is_here_comes_first(tmp_path, monkeypatch):
@@ -42,7 +44,8 @@ def test_they_are_listed_and_copied(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"| {name} " in shown for name in recipe_names()) and "own_task" in shown and "shrink/mt5-small-german" in shown
+    assert all(f" --config {name} " in shown for name in recipe_names())
+    assert "hf-glmd distill --config own_task " in shown and "hf-glmd shrink --config shrink/mt5-small-german " in shown
     assert main(["recipes", "--copy", "own_task"]) == 0
     assert Path("own_task.yaml").read_bytes() == (RECIPES / "own_task.yaml").read_bytes()
     assert load_recipe("own_task.yaml").task.data == str(RECIPES / "tickets")
