@@ -34,6 +34,8 @@ class WordPredictionCollator:
         mlm_probability: share of the tokens to mask, in [0, 1). 0 leaves the rows as they are.
         seed: of the choice.
         causal: the model predicts the next word, so that this is the target of a position.
+        mask_replace_prob: share of the chosen tokens that the mask token replaces, in (0, 1]. The rest of them stay visible, and
+            count where "masked" ones do: so a student keeps what it knows of visible text (BERT, arXiv:1810.04805, section 3.1).
     Raises: UsageError, words are to be masked and the tokenizer has no mask token; or "masked" with nothing to mask.
     """
 
@@ -46,18 +48,22 @@ class WordPredictionCollator:
         causal: bool = False,
         *,
         mask_share: float | None = None,  # former name of mlm_probability
+        mask_replace_prob: float = 1.0,
     ) -> None:
         mlm_probability = mlm_probability if mask_share is None else mask_share
         if positions not in ("all", "masked", "labels"):
             raise UsageError(f"positions='{positions}' is unknown. Use 'all', 'masked' or 'labels'.")
         if not 0 <= mlm_probability < 1:
             raise UsageError(f"mlm_probability={mlm_probability} is out of range. Use 0 or more and less than 1, e.g. 0.15.")
+        if not 0 < mask_replace_prob <= 1:
+            raise UsageError(f"mask_replace_prob={mask_replace_prob} is out of range. Use more than 0 and at most 1, e.g. 0.8.")
         _require_padding(tokenizer)
         if tokenizer.mask_token_id is None and (mlm_probability > 0 or positions == "masked"):
             raise UsageError(
                 "the tokenizer has no mask token, so no word can be masked. Use positions='all' and mlm_probability=0."
             )
         self.tokenizer, self.positions, self.mlm_probability = tokenizer, positions, mlm_probability
+        self.mask_replace_prob = mask_replace_prob
         self.seed, self.epoch = seed, 0
         self.causal = causal
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
@@ -65,9 +71,12 @@ class WordPredictionCollator:
     @property
     def choices(self) -> dict[str, Any]:
         """What decides which tokens are masked and which positions count, as caches of all versions write it down."""
-        return {"positions": self.positions, "mask_share": self.mlm_probability} | (
-            {"seed": self.seed} if self.mlm_probability else {}
-        )
+        chosen: dict[str, Any] = {"positions": self.positions, "mask_share": self.mlm_probability}
+        if self.mlm_probability:
+            chosen["seed"] = self.seed
+        if self.mask_replace_prob != 1:
+            chosen["mask_replace_prob"] = self.mask_replace_prob
+        return chosen
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns: `input_ids`, `attention_mask` int64 [B, S]; `prediction_mask` bool [B, S], True where a position counts;
@@ -80,13 +89,14 @@ class WordPredictionCollator:
         ids, filled = batch["input_ids"], batch["attention_mask"].bool()
         labels = self._labels(rows, ids) if labelled else None
         if self.mlm_probability > 0:
-            hidden = self.hidden_words(ids, filled) & ~_special_tokens(rows, ids)
+            words = filled & ~_special_tokens(rows, ids) & ~torch.isin(ids, self._special)
+            chosen, hidden = (self._drawn(ids, filled, share) & words for share in (1.0, self.mask_replace_prob))
             targets = ids.masked_fill(~hidden, IGNORE_INDEX)
             ids = ids.masked_fill(hidden, self.tokenizer.mask_token_id)
         else:
-            hidden = torch.zeros_like(filled)
+            chosen = hidden = torch.zeros_like(filled)
             targets = self.next_words(rows, ids, filled) if labels is None else labels
-        counted = filled if self.positions == "all" else filled & (ids == self.tokenizer.mask_token_id)
+        counted = filled if self.positions == "all" else filled & (chosen | (ids == self.tokenizer.mask_token_id))
         if labels is not None:
             counted = filled & (labels != IGNORE_INDEX)
         if ORIGINAL_IDS in rows[0]:
@@ -124,9 +134,9 @@ class WordPredictionCollator:
         targets[:, :-1] = torch.where(goes_on, ids[:, 1:], IGNORE_INDEX)
         return targets
 
-    def hidden_words(self, ids: Tensor, filled: Tensor) -> Tensor:
-        """Which words to hide: bool [B, S]. Special tokens and padding are never chosen."""
-        return drawn_words(ids, filled, self.mlm_probability, (self.seed, self.epoch)) & ~torch.isin(ids, self._special)
+    def _drawn(self, ids: Tensor, filled: Tensor, share: float) -> Tensor:
+        """That share of the chosen tokens, bool [B, S]; a larger share holds the smaller."""
+        return drawn_words(ids, filled, self.mlm_probability * share, (self.seed, self.epoch))
 
 
 def drawn_words(ids: Tensor, filled: Tensor, share: float, seeds: Sequence[int]) -> Tensor:

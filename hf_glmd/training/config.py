@@ -26,7 +26,9 @@ _LEAST = {
     **dict.fromkeys(("warmup_steps", "dataloader_num_workers", "num_train_epochs", "logging_steps", "seed", "data_seed"), 0),
     **dict.fromkeys(("save_steps", "eval_steps", "eval_delay", "save_total_limit"), 0),
     **dict.fromkeys(("eval_accumulation_steps", "dataloader_prefetch_factor", "torch_empty_cache_steps"), 1),
-    **dict.fromkeys(("max_length", "mlm_probability", "temperature", "loss_chunk_mib"), -math.inf),  # of ours, with a text each
+    **dict.fromkeys(
+        ("max_length", "mlm_probability", "mask_replace_prob", "temperature", "loss_chunk_mib"), -math.inf
+    ),  # of ours, with a text each
     "max_steps": -1,
 }
 _OPTIONAL = ("warmup_steps", "seed", "data_seed", "save_total_limit", "eval_steps", "eval_accumulation_steps", "max_length")
@@ -91,6 +93,13 @@ class GLMDConfig(TrainingArguments):
     mlm_probability: float | None = field(
         default=None,
         metadata={"help": "Share of the tokens that are masked. Unset: 0.15 for masked language models, else 0."},
+    )
+    mask_replace_prob: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the tokens that mlm_probability chooses which the mask token replaces; the others stay visible, and "
+            "with positions='masked' count too: 0.8 keeps what the student knows of visible text."
+        },
     )
     mask_share: float | None = field(default=None, metadata={"help": "Former name of mlm_probability."})
     max_length: int | None = field(
@@ -178,6 +187,10 @@ class GLMDConfig(TrainingArguments):
             mistakes.append(f"positions='{self.positions}' is unknown, use 'all', 'masked' or 'labels'")
         if self.mlm_probability is not None and not 0 <= self.mlm_probability < 1:
             mistakes.append(f"mlm_probability={self.mlm_probability} is out of range, use 0 or more and less than 1, e.g. 0.15")
+        if not 0 < self.mask_replace_prob <= 1:
+            mistakes.append(
+                f"mask_replace_prob={self.mask_replace_prob} is out of range, use more than 0 and at most 1, e.g. 0.8"
+            )
         if self.max_length is not None and self.max_length < 3:
             mistakes.append(f"max_length={self.max_length} leaves no room for text, use 3 or more")
         if not self.loss_chunk_mib > 0:

@@ -96,3 +96,26 @@ def test_a_tokenizer_without_mask_token_can_only_count_everything():
     with pytest.raises(UsageError, match="no mask token"):
         WordPredictionCollator(causal, "masked")
     assert WordPredictionCollator(causal, "all", 0.0)(ROWS)["prediction_mask"].any()
+
+
+def test_some_chosen_tokens_stay_visible_and_count():
+    all_masked = WordPredictionCollator(TOKENIZER, "masked", 0.6)(ROWS)
+    some = WordPredictionCollator(TOKENIZER, "masked", 0.6, mask_replace_prob=0.5)(ROWS)
+    plain = WordPredictionCollator(TOKENIZER, "all", 0.0)(ROWS)["input_ids"]
+    hidden = some["input_ids"] == TOKENIZER.mask_token_id
+    visible = some["prediction_mask"] & ~hidden
+    assert torch.equal(some["prediction_mask"], all_masked["prediction_mask"])  # the same tokens are chosen
+    assert hidden.any() and visible.any()
+    assert torch.equal(some["input_ids"][~hidden], plain[~hidden])
+    assert torch.equal(some["targets"] != -100, hidden)  # what is visible is no prediction to be scored
+
+
+def test_a_cache_knows_what_stayed_visible():
+    assert "mask_replace_prob" not in WordPredictionCollator(TOKENIZER, "masked", 0.3).choices  # caches of older versions
+    assert WordPredictionCollator(TOKENIZER, "masked", 0.3, mask_replace_prob=0.8).choices["mask_replace_prob"] == 0.8
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_the_replaced_share_is_a_share(share):
+    with pytest.raises(UsageError, match="mask_replace_prob"):
+        WordPredictionCollator(TOKENIZER, "masked", 0.3, mask_replace_prob=share)

@@ -59,7 +59,8 @@ class WordPrediction(Objective):
         default = DEFAULT_MLM_PROBABILITY if is_masked_lm(model) else 0.0
         probability = args.mlm_probability if args.mlm_probability is not None else default
         causal = kind_of(model) == "causal language model"
-        return WordPredictionCollator(tokenizer, args.positions, probability, args.seed, causal)
+        replaced = args.mask_replace_prob
+        return WordPredictionCollator(tokenizer, args.positions, probability, args.seed, causal, mask_replace_prob=replaced)
 
     @property
     def slow_parts(self) -> list[tuple[str, str]]:
