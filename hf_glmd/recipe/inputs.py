@@ -129,7 +129,7 @@ class Inputs:
         sections = {name: getattr(self.recipe, name) or {} for name in ("general", "task_words")}
         sections |= {f"words of task {task.section.name}": task.section.words for task in self.tasks}
         for name, options in sections.items():
-            for option in ("positions", "mlm_probability", "mask_replace_prob", "mask_share"):
+            for option in ("positions", "mlm_probability", "mask_share"):
                 if options.get(option) not in (None, "all", 0):
                     raise UsageError(
                         f"{name}: {option}={options[option]} hides words, but the teacher '{self.recipe.teacher.model}' predicts "

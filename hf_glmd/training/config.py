@@ -97,7 +97,7 @@ class GLMDConfig(TrainingArguments):
     mask_replace_prob: float = field(
         default=1.0,
         metadata={
-            "help": "Share of the tokens that mlm_probability chooses which the mask token replaces; the others stay visible, and "
+            "help": "Share of the tokens chosen by mlm_probability that the mask token replaces; the others stay visible, and "
             "with positions='masked' count too: 0.8 keeps what the student knows of visible text."
         },
     )
@@ -188,9 +188,7 @@ class GLMDConfig(TrainingArguments):
         if self.mlm_probability is not None and not 0 <= self.mlm_probability < 1:
             mistakes.append(f"mlm_probability={self.mlm_probability} is out of range, use 0 or more and less than 1, e.g. 0.15")
         if not 0 < self.mask_replace_prob <= 1:
-            mistakes.append(
-                f"mask_replace_prob={self.mask_replace_prob} is out of range, use more than 0 and at most 1, e.g. 0.8"
-            )
+            mistakes.append(f"mask_replace_prob={self.mask_replace_prob} is out of range, use more than 0, up to 1, e.g. 0.8")
         if self.max_length is not None and self.max_length < 3:
             mistakes.append(f"max_length={self.max_length} leaves no room for text, use 3 or more")
         if not self.loss_chunk_mib > 0:
