@@ -2,6 +2,10 @@
 
     python recipes/pretrain_teacher.py --minutes 80 --output recipes/quickstart_teacher
 
+Or gives an encoder that somebody published without a masked-word head, such as a sentence encoder, a head tied to its embeddings:
+
+    python recipes/pretrain_teacher.py --model DIR --corpus 'texts/*.txt' --lr 5e-4 --embedding-lr 5e-4 --minutes 30 --output DIR
+
 The budget is wall time, because the hardware differs: the learning rate falls to 0 exactly when the time is over. Nothing is
 downloaded. The folder gets half-precision weights, the tokenizer and a card with what was measured on the test split.
 """
@@ -13,22 +17,28 @@ import json
 import time
 from pathlib import Path
 
+import datasets
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
     DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from hf_glmd.data.docstrings import docstring_corpus, library_versions
+from hf_glmd.data.corpus import load_corpus
+from hf_glmd.data.docstrings import library_versions
 from hf_glmd.data.packing import pack_blocks
 from hf_glmd.evaluation.words import masked_word_accuracy
-from hf_glmd.models.heads import word_logits
+from hf_glmd.models.heads import WordHead
 from hf_glmd.reports.run_card import render_teacher_card
 
 WARM_UP_SHARE = 0.02
@@ -93,11 +103,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
 class MaskedWordTrainer(Trainer):
     """The plain masked-word loss, with logits at the masked positions only."""
 
+    def __init__(self, model, **kwargs):
+        self.head = WordHead(model)
+        super().__init__(model, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
         masked = labels != -100
         with torch.autocast("cpu", torch.bfloat16, enabled=self.args.device.type == "cpu"):
-            logits = word_logits(model, inputs, positions=masked)
+            logits = self.head.logits(model, inputs, positions=masked)
         loss = nn.functional.cross_entropy(logits.float(), labels[masked])
         return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -106,6 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=80, help="wall time to train for (default 80)")
     parser.add_argument("--output", type=Path, default=Path("recipes/quickstart_teacher"), help="where the teacher is written")
+    parser.add_argument("--model", help="folder or name of an encoder to start from; default: from scratch")
+    parser.add_argument("--corpus", default="docstrings", help="what to read, as in recipes: a name, files or a folder")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain_teacher"), help="checkpoints, for resuming")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=4)
@@ -117,24 +133,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
 
-    corpus = docstring_corpus()
-    tokenizer = BertTokenizer(model_max_length=args.block_size).train_new_from_iterator(
-        iter(corpus["train"]["text"]), args.vocab_size, length=len(corpus["train"])
-    )
+    corpus = load_corpus(args.corpus)
+    tokenizer, model = published(args) if args.model else from_scratch(corpus, args)
     blocks = {split: pack_blocks(corpus[split], tokenizer, args.block_size) for split in corpus}
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=args.hidden_size,
-            num_hidden_layers=args.layers,
-            num_attention_heads=args.hidden_size // 64,
-            intermediate_size=4 * args.hidden_size,
-            max_position_embeddings=args.block_size,
-            hidden_dropout_prob=0.0,  # the corpus is seen about 15 times under ever new masks: it does not overfit
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
     log_file = args.work / "spent.json"  # the clock survives a restart
     checkpoints = sorted(args.work.glob("checkpoint-*"))
@@ -173,6 +174,32 @@ def main() -> None:
     save(trainer, tokenizer, blocks["test"], len(corpus["train"]), args)
 
 
+def from_scratch(corpus: datasets.DatasetDict, args: argparse.Namespace) -> tuple[BertTokenizer, BertForMaskedLM]:
+    tokenizer = BertTokenizer(model_max_length=args.block_size).train_new_from_iterator(
+        iter(corpus["train"]["text"]), args.vocab_size, length=len(corpus["train"])
+    )
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden_size // 64,
+        intermediate_size=4 * args.hidden_size,
+        max_position_embeddings=args.block_size,
+        hidden_dropout_prob=0.0,  # the corpus is seen about 15 times under ever new masks: it does not overfit
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer, BertForMaskedLM(config)
+
+
+def published(args: argparse.Namespace) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """A published encoder; the head that it lacks is fresh, tied to its embeddings."""
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return AutoTokenizer.from_pretrained(args.model), AutoModelForMaskedLM.from_pretrained(
+        args.model, dtype=torch.float32, **no_dropout
+    )
+
+
 def save(trainer: Trainer, tokenizer: BertTokenizer, test_blocks, corpus_texts: int, args: argparse.Namespace) -> None:
     """Writes weights in half precision, tokenizer and card; the scores are those of the half-precision weights."""
     trainer.model.half().save_pretrained(args.output)
@@ -188,6 +215,9 @@ def save(trainer: Trainer, tokenizer: BertTokenizer, test_blocks, corpus_texts: 
         "versions": library_versions(),
     }
     print(json.dumps(facts, indent=1))  # noqa: T201
+    (args.output / "training.json").write_text(json.dumps(facts | {"args": vars(args)}, indent=1, default=str) + "\n", "utf-8")
+    if args.model:
+        return  # its card is its publisher's
     card = render_teacher_card(
         **facts, args=vars(args), corpus_texts=corpus_texts, tokens_per_step=args.batch_size * args.block_size
     )

@@ -41,6 +41,7 @@ def compare_word_predictions(
     seed: int = 0,
     batch_size: int = 32,
     desc: str = "Scoring words",
+    visible: bool = False,
 ) -> WordScores:
     """Chooses a fixed share of the tokens and asks both models for them.
 
@@ -54,6 +55,7 @@ def compare_word_predictions(
         teacher: may be None.
         blocks: rows `input_ids` (list of int) in the student's ids.
         mask_share: in (0, 1).
+        visible: leave the chosen tokens of a masked language model as they are: how well it knows what it sees.
     Raises: UsageError, the tokenizer has no mask token or there is nothing to score.
     """
     causal = not is_masked_lm(student)
@@ -77,7 +79,8 @@ def compare_word_predictions(
                 chosen[:, 0] = False
                 shown, predicting = ids, chosen.roll(-1, dims=1)
             else:
-                shown, predicting = ids.masked_fill(chosen, tokenizer.mask_token_id), chosen
+                shown = ids if visible else ids.masked_fill(chosen, tokenizer.mask_token_id)
+                predicting = chosen
             inputs = {"input_ids": shown.to(device), "attention_mask": batch["attention_mask"].to(device)}
             hidden_ids, positions = ids[chosen].to(device), predicting.to(device)
             logits = head.logits(student, inputs, positions).float()

@@ -205,7 +205,7 @@ class WordHead:
     @torch.no_grad()
     def _find_out(self, model: nn.Module) -> str | None:
         name = type(model).__name__
-        with evaluating(model):
+        with evaluating(model), without_autocast(model):
             inputs = _few_tokens(model)
             try:
                 wanted = getattr(model(**inputs), "logits", None)
@@ -345,6 +345,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def without_autocast(model: nn.Module) -> Iterator[None]:
+    """Inside this context a model computes in its own precision, whatever autocast accelerate left around its forward when it was
+    trained before: two ways of computing logits would differ by its roundings."""
+    left = model.__dict__.pop("forward", None) if "_original_forward" in model.__dict__ else None
+    try:
+        yield
+    finally:
+        if left is not None:
+            model.forward = left  # type: ignore[method-assign]
 
 
 def _few_tokens(model: nn.Module) -> dict[str, Tensor]:

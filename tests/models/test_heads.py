@@ -5,6 +5,8 @@ import peft
 import pytest
 import torch
 import vocab_helpers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from hf_glmd import UsageError
@@ -237,3 +239,14 @@ def test_a_model_that_reads_more_than_text_is_refused():
 )
 def test_models_that_fill_blanks_are_known(name, expected):
     assert is_masked_lm(vocab_helpers.tiny_model(name)) is expected
+
+
+def test_a_model_that_was_trained_under_autocast_is_known_again():
+    """accelerate leaves its autocast around the forward of what it has trained, whose roundings are not the head's."""
+    model = vocab_helpers.tiny_model("bert")
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator.prepare_model(model)
+    wrapped = model.forward
+    head = WordHead(model)
+    assert head.fallback is None and model.forward is wrapped
+    AcceleratorState._reset_state(reset_partial_state=True)
