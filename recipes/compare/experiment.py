@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -84,8 +85,8 @@ class Experiment:
 
     @classmethod
     def load(cls, path: str | Path) -> Experiment:
-        """Raises: UsageError, a setting is unknown or missing."""
-        said = yaml.safe_load(Path(path).read_text("utf-8"))
+        """Reads a YAML, in which $NAME is what the environment says. Raises: UsageError, a setting is unknown or missing."""
+        said = yaml.safe_load(os.path.expandvars(Path(path).read_text("utf-8")))
         methods = [_made(Method, {"name": name, **(options or {})}, str(path)) for name, options in said["methods"].items()]
         tasks = _made(TaskSettings, said["tasks"], str(path)) if said.get("tasks") else None
         found = _made(cls, {**said, "methods": methods, "tasks": tasks}, str(path))

@@ -11,12 +11,16 @@ from hf_glmd.losses.reference import dense_word_prediction_loss
 from hf_glmd.utils.system import hardware, versions
 
 
-def test_scores_are_those_of_whole_forwards():
+@pytest.mark.parametrize("visible", [False, True])
+def test_scores_are_those_of_whole_forwards(visible):
     student, teacher, rows = helpers.student(), helpers.teacher(), helpers.rows()
-    scores = compare_word_predictions(student, LiveTeacher(teacher), helpers.TOKENIZER, rows, mask_share=0.4, batch_size=5)
+    options = {"mask_share": 0.4, "batch_size": 5, "visible": visible}
+    scores = compare_word_predictions(student, LiveTeacher(teacher), helpers.TOKENIZER, rows, **options)
     batch = WordPredictionCollator(helpers.TOKENIZER, "masked", 0.4)([{"input_ids": ids} for ids in rows["input_ids"]])
     gold = WordPredictionCollator(helpers.TOKENIZER, "all", 0.0)([{"input_ids": ids} for ids in rows["input_ids"]])["input_ids"]
     chosen = batch.pop("prediction_mask")
+    if visible:
+        batch["input_ids"] = gold
     with torch.no_grad():
         one, two = (model(**batch).logits[chosen].double() for model in (student.eval(), teacher))
     assert scores.positions == int(chosen.sum()) > 30
