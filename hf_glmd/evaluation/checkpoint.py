@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hf_glmd.errors import UsageError
-from hf_glmd.reports.records import ModelFacts, WordScores
+from hf_glmd.reports.records import EmbeddingScores, ModelFacts, WordScores
 from hf_glmd.utils.options import TEXT_SOURCES, list_option, option
 from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
 from hf_glmd.utils.remote_code import trusting_as_asked
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from hf_glmd.tasks.cloze import ClozeTask
 
+READERS = "the models can"
 SPEED_LENGTH = 128
 """Tokens per row when the speed is measured."""
 
@@ -92,7 +93,8 @@ class ModelScores:
     Attributes:
         model, teacher: size and speed; teacher: None without one.
         words: on held-out text, masked tokens of masked models and next words of causal ones; None without text.
-        kind: "masked" or "next": which words.
+        kind: "masked" or "next": which words; "" of an encoder.
+        embeddings: of an encoder, beside its teacher's.
         tasks: in the order that was asked for.
         hardware: on which the speed was measured.
     """
@@ -103,6 +105,7 @@ class ModelScores:
     kind: str
     tasks: list[TaskScore]
     hardware: str
+    embeddings: EmbeddingScores | None = None
 
     def table(self) -> str:
         """For people."""
@@ -129,6 +132,9 @@ class ModelScores:
             rows.append(("- always the commonest answer", *[percent(task.majority)] * len(models)))
             if task.agreement is not None:
                 rows.append(("- same answer as the teacher", "100%", percent(task.agreement)))
+        if self.embeddings is not None:
+            rows.append(("texts embedded", *[f"{self.embeddings.texts:,}"] * len(models)))
+            rows += [(name, "1", value) for name, value in self.embeddings.rows()]
         header = ["", "model"] if self.teacher is None else ["", "teacher", "model"]
         return markdown_table(rows, header, "l" + "r" * len(models)) + (
             f"\n\nSpeed on {self.hardware}." if self.model.tokens_per_second else ""
@@ -137,7 +143,8 @@ class ModelScores:
 
 @trusting_as_asked
 def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
-    """Scores a masked or causal language model, and its teacher beside it, on the same text and questions.
+    """Scores a masked or causal language model, and its teacher beside it, on the same text and questions; of a text encoder,
+    how near its embeddings are to its teacher's.
 
     Raises: UsageError, something is missing, has no labels, or model and teacher do not fit together.
     """
@@ -146,14 +153,18 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
 
     from hf_glmd.evaluation.words import compare_word_predictions, model_facts
     from hf_glmd.models.heads import is_masked_lm, output_embedding
+    from hf_glmd.models.lengths import readable, row_length
+    from hf_glmd.models.loading import load_config
+    from hf_glmd.reports.card import pipeline_tag
     from hf_glmd.tasks.catalogue import task_by_name
     from hf_glmd.teachers.live import LiveTeacher
     from hf_glmd.teachers.vocabularies import check_same_words, with_shared_rows
-    from hf_glmd.training.datasets import MAX_DEFAULT_LENGTH, readable
     from hf_glmd.utils.system import hardware
     from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
     from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
+    if pipeline_tag(load_config(options.model, options.revision)) == "feature-extraction":
+        return _evaluate_encoder(options)
     tasks = [task_by_name(name) for name in options.tasks]
     texts = _texts(options)
     tokenizer = load_tokenizer(options.model, options.revision)
@@ -174,10 +185,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
             raise UsageError(f"'{options.model}' and '{options.teacher}' are of different kinds: one fills blanks, one goes on.")
         models["teacher"] = (LiveTeacher(teacher.model), own)
     models["model"] = (LiveTeacher(model), tokenizer)
-    limit = readable([one.model for one, _ in models.values()])
-    length = options.max_length or min(limit, tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
-    if length > limit:
-        raise UsageError(f"--max-length {length} is more than the {limit} tokens the models can read.")
+    length = row_length(options.max_length, readable([one.model for one, _ in models.values()]), tokenizer, READERS)
     words = None
     if texts is not None:
         from hf_glmd.data.packing import pack_blocks
@@ -185,14 +193,43 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
         blocks = pack_blocks(texts, tokenizer, length)
         words = compare_word_predictions(model, teacher, tokenizer, blocks, batch_size=options.batch_size)
     speed = () if options.no_speed else (1, 32)
+    both = [model] if teacher is None else [model, teacher.model]
+    facts = model_facts(both, [options.model, options.teacher or ""][: len(both)], speed, min(length, SPEED_LENGTH))
     return ModelScores(
-        model=model_facts(model, options.model, speed, min(length, SPEED_LENGTH)),
-        teacher=None if teacher is None else model_facts(teacher.model, options.teacher, speed, min(length, SPEED_LENGTH)),
+        model=facts[0],
+        teacher=None if teacher is None else facts[1],
         words=words,
         kind="masked" if is_masked_lm(model) else "next",
         tasks=[_score(task, options, models, length, device, causal=not is_masked_lm(model)) for task in tasks],
         hardware=hardware(),
     )
+
+
+def _evaluate_encoder(options: EvaluateOptions) -> ModelScores:
+    """An encoder has no words to score: its embeddings are compared with the teacher's."""
+    from accelerate import PartialState
+
+    from hf_glmd.evaluation.words import model_facts
+    from hf_glmd.models.lengths import readable, row_length
+    from hf_glmd.models.loading import load_checkpoint
+    from hf_glmd.shrinking.embeddings import compare_embeddings
+    from hf_glmd.utils.system import hardware
+    from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
+
+    if options.tasks or options.teacher is None or not options.text:
+        raise UsageError(
+            f"'{options.model}' is a text encoder, which predicts no words: only its embeddings can be compared with those of "
+            "the model it was made from. Give --teacher and --text, and no --tasks."
+        )
+    texts, device = _texts(options)["text"][:], PartialState().device
+    names = [(options.model, options.revision), (options.teacher, options.teacher_revision)]
+    tokenizers = tuple(load_tokenizer(name, revision) for name, revision in names)
+    models = [load_checkpoint(name, revision=revision).to(device).float().eval() for name, revision in names]
+    length = row_length(options.max_length, readable(models), tokenizers[0], READERS)
+    speed = () if options.no_speed else (1, 32)
+    facts = model_facts(models, [name for name, _ in names], speed, min(length, SPEED_LENGTH))
+    scores = compare_embeddings(*models, tokenizers, texts, length, options.batch_size)
+    return ModelScores(facts[0], facts[1], None, "", [], hardware(), scores)
 
 
 def _texts(options: EvaluateOptions) -> datasets.Dataset | None:

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.heads import is_masked_lm
+from hf_glmd.models.lengths import readable, row_length
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.tasks.cloze import ClozeTask
 from hf_glmd.tasks.scoring import averaged_scores, chosen_patterns, encode_reworded, score_candidates
 from hf_glmd.tasks.task_file import SavedTask
 from hf_glmd.teachers.live import LiveTeacher
-from hf_glmd.training.datasets import readable, row_length
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_glmd.data.collators import drawn_words, padded
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import dense_word_prediction_loss
-from hf_glmd.models.heads import WordHead, evaluating, is_masked_lm, output_embedding
+from hf_glmd.models.heads import WordHead, evaluating, is_masked_lm
 from hf_glmd.reports.records import ModelFacts, WordScores
 from hf_glmd.teachers.live import LiveTeacher
 
@@ -112,46 +112,64 @@ SPEED_SECONDS = 1.0
 """How long each speed is measured, after a warm-up; the median pass counts."""
 
 
-def model_facts(model: PreTrainedModel, name: str, batch_sizes: Sequence[int], length: int) -> ModelFacts:
-    """Size and speed of a model, on the device it is on. The file's size is not known yet: 0.
+def model_facts(
+    models: Sequence[PreTrainedModel], names: Sequence[str], batch_sizes: Sequence[int], length: int
+) -> list[ModelFacts]:
+    """Size and speed of models, on the device they are on. The file's size is not known yet: 0.
 
     Args:
+        names: one for each.
         batch_sizes: rows per forward pass.
-        length: tokens per row; at most what the model can read.
+        length: tokens per row; at most what all of them can read.
     """
-    tables = {p.data_ptr(): p.numel() for p in (model.get_input_embeddings().weight, output_embedding(model).weight)}
-    embedding = sum(tables.values())
-    config = model.config.get_text_config()
-    layers = config.num_hidden_layers + (getattr(config, "num_decoder_layers", 0) or 0 if config.is_encoder_decoder else 0)
-    length = min(length, getattr(config, "max_position_embeddings", None) or length)
-    return ModelFacts(
-        name=name,
-        layers=layers,
-        vocabulary=model.get_input_embeddings().weight.shape[0],
-        embedding_parameters=embedding,
-        body_parameters=model.num_parameters() - embedding,
-        file_bytes=0,
-        file_dtype="",
-        speed_length=length,
-        tokens_per_second={size: tokens_per_second(model, size, length) for size in batch_sizes},
-    )
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    length = min([length, *(limit for limit in limits if limit)])
+    speeds = {size: tokens_per_second(models, size, length) for size in batch_sizes}
+    found = []
+    for number, (model, name) in enumerate(zip(models, names, strict=True)):
+        config = model.config.get_text_config()
+        layers = config.num_hidden_layers + (getattr(config, "num_decoder_layers", 0) or 0 if config.is_encoder_decoder else 0)
+        head = model.get_output_embeddings()
+        tables = {one.weight.data_ptr(): one.weight.numel() for one in (model.get_input_embeddings(), head) if one is not None}
+        embedding = sum(tables.values())
+        found.append(
+            ModelFacts(
+                name=name,
+                layers=layers,
+                vocabulary=model.get_input_embeddings().weight.shape[0],
+                embedding_parameters=embedding,
+                body_parameters=model.num_parameters() - embedding,
+                file_bytes=0,
+                file_dtype="",
+                speed_length=length,
+                tokens_per_second={size: speeds[size][number] for size in batch_sizes},
+            )
+        )
+    return found
 
 
 @torch.no_grad()
-def tokens_per_second(model: PreTrainedModel, batch_size: int, length: int) -> float:
-    """Tokens per second of a whole forward pass, logits included: the median over about `SPEED_SECONDS`."""
-    model.eval()
-    ids = torch.randint(model.get_input_embeddings().weight.shape[0], (batch_size, length), device=model.device)
+def tokens_per_second(models: Sequence[PreTrainedModel], batch_size: int, length: int) -> list[float]:
+    """Tokens per second of a whole forward pass of each model, logits included: the median over about `SPEED_SECONDS` each.
 
-    def one_pass() -> float:
+    They take turns, so that whatever else the machine does meets all of them alike.
+    """
+    rows = [
+        torch.randint(model.get_input_embeddings().weight.shape[0], (batch_size, length), device=model.device) for model in models
+    ]
+
+    def one_pass(model: PreTrainedModel, ids: torch.Tensor) -> float:
         start = time.perf_counter()
         model(input_ids=ids)
         if ids.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    one_pass()
-    times = [one_pass()]
-    while sum(times) < SPEED_SECONDS:
-        times.append(one_pass())
-    return batch_size * length / statistics.median(times)
+    times: list[list[float]] = [[] for _ in models]
+    for model, ids in zip(models, rows, strict=True):
+        model.eval()
+        one_pass(model, ids)
+    while min(map(sum, times)) < SPEED_SECONDS:
+        for model, ids, one in zip(models, rows, times, strict=True):
+            one.append(one_pass(model, ids))
+    return [batch_size * length / statistics.median(one) for one in times]

@@ -128,11 +128,12 @@ def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
     from accelerate import PartialState
 
     from hf_glmd.data.sources import load_splits
+    from hf_glmd.models.lengths import readable, row_length
     from hf_glmd.models.loading import load_config, load_word_model
     from hf_glmd.teachers.live import LiveTeacher
     from hf_glmd.teachers.writing import write_cache
     from hf_glmd.training.config import GLMDConfig
-    from hf_glmd.training.datasets import readable, row_length, token_rows
+    from hf_glmd.training.datasets import token_rows
     from hf_glmd.training.objectives.kinds import default_collator
     from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
     from hf_glmd.vocab.tokenizer_files import set_missing_pad_token

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from hf_glmd.data.corpus import load_corpus, require_text
 from hf_glmd.errors import UsageError
+from hf_glmd.models.lengths import max_positions, row_length
 from hf_glmd.models.loading import load_config, load_word_model, predicts_classes, word_model_class
 from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
-from hf_glmd.training.datasets import MAX_DEFAULT_LENGTH, max_positions
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
@@ -79,7 +79,7 @@ class Inputs:
     @property
     def readable(self) -> int:
         """The most token ids that a row has, unless the recipe says otherwise."""
-        return min(max_positions(self.teacher_config), self.teacher_tokenizer.model_max_length, MAX_DEFAULT_LENGTH)
+        return row_length(None, max_positions(self.teacher_config), self.teacher_tokenizer)
 
     @property
     def num_layers(self) -> int:

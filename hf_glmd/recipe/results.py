@@ -69,10 +69,14 @@ class Results:
         report = details.get("report", {})
         size = len(self.inputs.teacher_tokenizer)
         ranks, counts = details.get("curve", ([], []))
+        names = [self.recipe.teacher.model, self.run_folder.path.name]
+        teacher_facts, student_facts = model_facts(
+            [teacher.model, student], names, section.speed_batch_sizes, section.speed_length
+        )
         return RunRecord(
             name=self.run_folder.path.name,
-            teacher=model_facts(teacher.model, self.recipe.teacher.model, section.speed_batch_sizes, section.speed_length),
-            student=model_facts(student, self.run_folder.path.name, section.speed_batch_sizes, section.speed_length),
+            teacher=teacher_facts,
+            student=student_facts,
             vocab=VocabFacts(
                 original_size=report.get("original_size", size),
                 size=report.get("size", size),

@@ -16,6 +16,7 @@ from hf_glmd.utils.text import code_span, markdown_table, markdown_text
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ["glmd", "distillation", "vocabulary-compression"]
 SHRUNK_TAGS = [tag for tag in TAGS if tag != "distillation"]
+SENTENCE_TAGS = ["sentence-transformers", "feature-extraction"]
 PAPER_URL = "https://arxiv.org/abs/2306.06625"
 
 AUTO_CLASSES = {
@@ -119,6 +120,7 @@ class Card:
         cut: paragraphs.
         limits: list items.
         library: what loads it, as the Hub spells it.
+        sentence_encoder: it is a repository of sentence-transformers, and used as such.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Card:
     cut: Sequence[str] = ()
     limits: Sequence[str] = ()
     library: str = "transformers"
+    sentence_encoder: bool = False
 
     def render(self) -> str:
         """The card, metadata included. The access token and where the home folder is, should a part hold them, are left out.
@@ -158,9 +161,9 @@ class Card:
         base_model = self.base_model if self.base_model is not None and is_hub_name(self.base_model) else None
         metadata = ModelCardData(
             model_name=self.name,
-            library_name=self.library,
-            pipeline_tag=self.pipeline_tag,
-            tags=list(dict.fromkeys(self.tags)),
+            library_name="sentence-transformers" if self.sentence_encoder else self.library,
+            pipeline_tag="sentence-similarity" if self.sentence_encoder else self.pipeline_tag,
+            tags=list(dict.fromkeys([*self.tags, *(SENTENCE_TAGS if self.sentence_encoder else ())])),
             license=self.source.license,
             license_name=self.source.license_name,
             license_link=self.source.license_link,

@@ -45,6 +45,34 @@ class ModelFacts:
 
 
 @dataclass
+class EmbeddingScores:
+    """How near an encoder's embeddings (means of the last hidden states) are to another's, on the same texts.
+
+    Attributes:
+        texts: how many were embedded.
+        mean_cosine, worst_cosine: of both embeddings of a text, over the texts; None where their widths differ.
+        similarity_correlation: Spearman's, of the cosines of pairs of texts under both encoders: whether they find the same texts
+            alike; None of fewer than three texts.
+        held_out: whether none of the texts was counted or trained on; None: unknown.
+    """
+
+    texts: int
+    mean_cosine: float | None
+    worst_cosine: float | None
+    similarity_correlation: float | None
+    held_out: bool | None = None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(fact, value), for people."""
+        named = {
+            "cosine to the original's embedding, mean": self.mean_cosine,
+            "- of the worst text": self.worst_cosine,
+            "rank correlation of text similarities": self.similarity_correlation,
+        }
+        return [(name, f"{value:.4f}") for name, value in named.items() if value is not None]
+
+
+@dataclass
 class WordScores:
     """Word prediction at some positions of held-out text, masked ones or, of causal models, from what stands before them.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.ledger import LedgerRow
+from hf_glmd.reports.records import EmbeddingScores
 from hf_glmd.utils.files import write_json
 from hf_glmd.vocab.scripts import ScriptShare
 
@@ -171,6 +172,9 @@ class VocabReport:
     ledger: list[LedgerRow] = field(
         default_factory=list, metadata={"help": "What each named corpus costs, on held-out text, and further texts on request."}
     )
+    embeddings: EmbeddingScores | None = field(
+        default=None, metadata={"help": "Of an encoder that was cut: how far its embeddings moved."}
+    )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON."""
@@ -182,6 +186,7 @@ class VocabReport:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             parts = {"long_tail": LongTail, "verified": VerifyReport, "model_before": ModelSizes, "model_after": ModelSizes}
+            parts["embeddings"] = EmbeddingScores
             for name, part in parts.items():
                 if data.get(name) is not None:
                     data[name] = part(**data[name])

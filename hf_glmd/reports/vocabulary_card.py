@@ -38,6 +38,7 @@ def render_vocabulary_card(
     corpora: Sequence[str] = (),
     command: str = "",
     verified: str = "",
+    sentence_encoder: bool = False,
 ) -> str:
     """A card whose every figure is the report's.
 
@@ -51,6 +52,7 @@ def render_vocabulary_card(
         plot: the picture of the cut, relative to the card.
         corpora: what was counted, in words.
         verified: what was compared with the original, in words.
+        sentence_encoder: it is a repository of sentence-transformers.
     """
     called = display_name(original) if original else "another tokenizer"
     linked = f"[{markdown_text(called)}](https://huggingface.co/{original})"
@@ -77,11 +79,15 @@ def render_vocabulary_card(
         removed=removed,
         table_title="Beside the original",
         table=markdown_table(size_rows(report), ["", markdown_text(called), "this model"], "lrr"),
-        table_note=f"Coverage is of the counted text. Lengths are of {min(report.texts, 2_000):,} of its texts.",
+        table_note=f"Coverage is of the counted text. Lengths are of {min(report.texts, 2_000):,} of its texts. "
+        "Text that was not counted is covered less and takes more tokens"
+        + (", see below." if report.ledger else "; `--held-out` measures how many."),
         plots=[f"![How often tokens were counted, and where the cut is]({plot})"] if plot else [],
         how=how,
         command=command,
+        sentence_encoder=sentence_encoder,
         cut=[
+            *embedding_lines(report),
             *([f"On text that was held out:\n\n{ledger_table(report.ledger)}"] if report.ledger else []),
             *cut_paragraphs(
                 original_size=report.original_size,
@@ -101,6 +107,14 @@ def render_vocabulary_card(
             "Whatever the original model has learned wrongly, biases included, is still there.",
         ],
     ).render()
+
+
+def embedding_lines(report: VocabReport) -> list[str]:
+    """How far an encoder's embeddings moved: a table and what it is of."""
+    if (scores := report.embeddings) is None:
+        return []
+    which = "that were not counted" if scores.held_out else "of the counted ones; others may move further"
+    return [markdown_table(scores.rows(), [f"embeddings of {scores.texts:,} texts, {which}", ""], "lr"), ""]
 
 
 def size_rows(report: VocabReport) -> list[tuple[str, str, str]]:

@@ -15,8 +15,13 @@ from hf_glmd.utils.remote_code import trusting_as_asked
 
 if TYPE_CHECKING:
     from hf_glmd.hub.push import PushResult
+    from hf_glmd.reports.records import EmbeddingScores
     from hf_glmd.reports.vocab_report import VerifyReport, VocabReport
     from hf_glmd.shrinking.shrinker import VocabShrinker
+    from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
+
+EMBEDDED_TEXTS = 500
+"""At most so many show how far an encoder's embeddings moved."""
 
 
 @dataclass
@@ -54,7 +59,8 @@ class ShrinkOptions:
     keep: list[str] = list_option("Tokens that must stay.")
     keep_texts: list[str] = list_option("Files whose texts keep all of their tokens, e.g. prompts.")
     alphabet: str | None = option(
-        "Single characters that stay: 'seen' in the corpus (and ASCII), 'all', or 'none'. Unset: 'seen'."
+        "Single characters that stay: 'seen' in the corpus (and ASCII), those of its 'scripts' and all punctuation, 'all', or "
+        "'none'. Unset: 'scripts', or 'seen' where a tokenizer spells characters in bytes."
     )
     removed: str = option(
         "What happens to removed tokens. 'resegment': their text is split into kept pieces, and the result is plain files. "
@@ -134,11 +140,12 @@ class ShrinkResult:
     def table(self) -> str:
         """Before and after, for people."""
         from hf_glmd.reports.ledger import ledger_table
-        from hf_glmd.reports.vocabulary_card import size_rows
+        from hf_glmd.reports.vocabulary_card import embedding_lines, size_rows
         from hf_glmd.utils.text import markdown_table
 
         lines = [markdown_table(size_rows(self.vocabulary), ["", "before", "after"], "lrr"), ""]
         lines += [ledger_table(self.vocabulary.ledger), ""] if self.vocabulary.ledger else []
+        lines += embedding_lines(self.vocabulary)
         lines.append(self.verified.summary())
         if self.carried:
             lines.append(f"Carried along: {', '.join(self.carried)}.")
@@ -216,6 +223,7 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
     )
     verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
     small = vocab.resize(model)
+    vocab.report.embeddings = _embedding_shift(shrinker, vocab, small, model)
     stale = (*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER, *REPLACED_FILES)
     with written_whole(options.output, stale) as folder:
         small.save_pretrained(folder)
@@ -231,13 +239,32 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
             load_from=options.output,
             original=options.model,
             source=SourceCard.read(options.model, options.revision),
-            corpora=options.corpus or [str(options.counts)],
+            corpora=list(named_sources(options.corpus, "--corpus"))
+            if options.is_named
+            else options.corpus or [str(options.counts)],
             command=command,
             verified=verified.summary(),
         )
         write_report(folder, name=Path(options.output).name)
     pushed = push_folder(push) if push is not None else None
     return ShrinkResult(options.output, vocab.report, verified, sorted(carried.names.values()), carried.left, pushed)
+
+
+def _embedding_shift(shrinker: VocabShrinker, vocab: ShrunkVocab, small: Any, model: Any) -> EmbeddingScores | None:
+    """How far the embeddings of some texts moved, those that were not counted if there are any; None: it is no encoder."""
+    import dataclasses
+
+    from hf_glmd.models.lengths import readable, row_length
+    from hf_glmd.reports.card import pipeline_tag
+    from hf_glmd.shrinking.embeddings import compare_embeddings
+
+    if pipeline_tag(model.config) != "feature-extraction" or model.config.is_encoder_decoder:
+        return None
+    held_out = [text for corpus in shrinker.corpora.values() for text in corpus.held_out]
+    texts = (held_out or shrinker.sample(EMBEDDED_TEXTS))[:EMBEDDED_TEXTS]
+    length = row_length(None, readable([model]), shrinker.tokenizer)
+    scores = compare_embeddings(small, model, (vocab.tokenizer, shrinker.tokenizer), texts, length)
+    return dataclasses.replace(scores, held_out=bool(held_out))
 
 
 def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShrinker:

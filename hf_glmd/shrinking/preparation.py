@@ -18,7 +18,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.shrinking.required_tokens import required_tokens, table_rows
 from hf_glmd.vocab.closure import MergeTree
 from hf_glmd.vocab.counting import backend_of, tokenizer_fingerprint
-from hf_glmd.vocab.rewrite import model_type, refuse_unsupported, token_ids
+from hf_glmd.vocab.rewrite import byte_tokens, is_byte_level, model_type, refuse_unsupported, token_ids
 from hf_glmd.vocab.selection import ORDERS, load_order
 from hf_glmd.vocab.vocab_map import REMOVED_MODES
 
@@ -77,12 +77,17 @@ class Preparation:
             counts,
             keep=keep,
             keep_texts=keep_texts,
-            alphabet=alphabet or ("seen" if lossless else "none"),
+            alphabet=alphabet or (default_alphabet(data) if lossless else "none"),
             lossless=lossless,
             merges=merges,
             model=model,
         )
         return cls(data, vocabulary, sorted(without_row), merges, required, absent)
+
+
+def default_alphabet(data: dict[str, Any]) -> str:
+    """Where characters without a token are not spelt in bytes, more of them are kept than were counted."""
+    return "seen" if is_byte_level(data) or byte_tokens(data) else "scripts"
 
 
 def counted_vocabulary(data: dict[str, Any], counts: np.ndarray) -> dict[str, int]:

@@ -87,7 +87,7 @@ class VocabShrinker:
         self.tokenizer = tokenizer
         self._backend = check_vocabulary(backend_of(tokenizer), "The tokenizer")
         self._counted = TokenCounts(values=np.zeros(vocabulary_rows(tokenizer), dtype=np.int64))
-        self._corpora: dict[str, Corpus] = {}
+        self.corpora: dict[str, Corpus] = {}
         self._sample_ids: list[list[int]] | None = None  # what the remembered texts are split into, once it is asked for
 
     @property
@@ -141,11 +141,11 @@ class VocabShrinker:
         Returns: self.
         Raises: UsageError, as `count`; a name was counted already, or a corpus has too few texts to hold one out.
         """
-        found = counted_corpora(self.tokenizer, corpora, column, held_out, progress, known=self._corpora)
+        found = counted_corpora(self.tokenizer, corpora, column, held_out, progress, known=self.corpora)
         for corpus in found.values():
             self._counted = self._counted + corpus.counts
             self._sample_ids = None
-        self._corpora |= found
+        self.corpora |= found
         return self
 
     def sizes(
@@ -176,11 +176,11 @@ class VocabShrinker:
         Raises: UsageError, no named corpus was counted, or a value does not fit.
         """
         self.count_corpora(corpora or {}, column, held_out=held_out)
-        if not self._corpora:
+        if not self.corpora:
             raise UsageError("Sizes are measured on corpora that have a name: give corpora={'de': 'german.txt'}.")
         with no_garbage_collection():
             prepared = Preparation.of(self.tokenizer, self.counts, keep, keep_texts, alphabet, model=model)
-            sizer = Sizer(prepared, self._backend, self.counts, self._corpora, order_of(self.tokenizer, order))
+            sizer = Sizer(prepared, self._backend, self.counts, self.corpora, order_of(self.tokenizer, order))
             rows = self.counts.size - len(prepared.without_row)
             return sizer.table(sizes, knee_growth, model_parts(model, rows) if hasattr(model, "parameters") else None)
 
@@ -260,8 +260,10 @@ class VocabShrinker:
             similarity: for "nearest": "dot", "cosine" or "euclidean".
             embeddings: for "nearest": [>= V, H] the teacher's input rows.
             multiple_of: round the size up to this multiple by keeping more tokens.
-            alphabet: single characters that stay, wherever in a word: "seen" (those of the counted tokens, and ASCII), "all", or
-                "none". Text of these characters never becomes unknown. Unset: "seen", and "none" where nothing is respelt.
+            alphabet: single characters that stay, wherever in a word: "seen" (those of the counted tokens, and ASCII), "scripts"
+                (also the letters of the scripts that were counted, and all punctuation, figures and signs), "all", or "none".
+                Text of these characters never becomes unknown. Unset: "scripts"; "seen" where a tokenizer spells characters in
+                bytes; "none" where nothing is respelt.
             order: which tokens are kept first. "count": the most frequent, so that most texts keep all their tokens. "leaf": for
                 BPE, made backwards by dropping the rarest token that no other is merged from, so that texts come out shorter.
                 Or a file that `save_order` wrote, or an array of all ids. Smaller vocabularies lie inside larger ones.
@@ -280,7 +282,7 @@ class VocabShrinker:
         lossless = removed == "resegment"
         check_mode(removed, similarity, embeddings)
         self.count_corpora(corpora or {}, column, held_out=held_out)
-        limits = Limits(growth_floors(growth, self._corpora), max_mb, max_params)
+        limits = Limits(growth_floors(growth, self.corpora), max_mb, max_params)
         given, limited = limits.beside({"size": size, "coverage": coverage, "min_count": min_count})
         if not given and not limited:
             size = 0.5
@@ -289,7 +291,7 @@ class VocabShrinker:
             data, vocabulary, required = prepared.data, prepared.vocabulary, prepared.required
             by = order_of(self.tokenizer, order)
             if limited:
-                sizer = Sizer(prepared, self._backend, self.counts, self._corpora, by)
+                sizer = Sizer(prepared, self._backend, self.counts, self.corpora, by)
                 parts = None if model is None else model_parts(model, self.counts.size - len(prepared.without_row))
                 by, size = limits.choose(sizer, parts, multiple_of)
             kept_ids = select(
@@ -314,7 +316,7 @@ class VocabShrinker:
                 vocab_map = tokenizer.vocab_map
             report = self._report(data, vocabulary, vocab_map, tokenizer, required, prepared.without_row)
             if lossless:
-                report.ledger = ledger_rows(prepared, self._backend, kept_ids, self._corpora, others or {})
+                report.ledger = ledger_rows(prepared, self._backend, kept_ids, self.corpora, others or {})
             return ShrunkVocab(
                 tokenizer=tokenizer,
                 vocab_map=vocab_map,

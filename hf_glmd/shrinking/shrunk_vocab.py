@@ -160,6 +160,9 @@ class ShrunkVocab:
         original = facts.pop("original", getattr(self._original_tokenizer, "name_or_path", ""))
         facts = {"name": directory.resolve().name, "load_from": str(directory), "source": SourceCard.read(original)} | facts
         config = load_config(directory) if (directory / "config.json").is_file() else None
+        # Only a plain tokenizer is one that sentence-transformers loads by itself.
+        modules = (directory / "modules.json").is_file() and self.vocab_map.removed == "resegment"
+        facts = {"sentence_encoder": modules} | facts
         return render_vocabulary_card(
             self.report, self.vocab_map.removed, original, pipeline_tag=pipeline_tag(config) if config else None, **facts
         )

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from hf_glmd.data.collators import MODEL_INPUTS
 from hf_glmd.errors import UsageError
+from hf_glmd.models.lengths import readable, row_length
 from hf_glmd.models.loading import merged_copy
 from hf_glmd.reports.card import pipeline_tag_of
 from hf_glmd.reports.training_card import Sizes
@@ -32,8 +33,6 @@ from hf_glmd.training.datasets import (
     has_completions,
     is_stream,
     loaded_rows,
-    readable,
-    row_length,
 )
 from hf_glmd.training.hub import PublishingTrainer
 from hf_glmd.training.objectives.kinds import objective_for

@@ -17,6 +17,19 @@ _SPELT = {"CJK": "Han", "IDEOGRAPHIC": "Han", "CANADIAN": "Canadian Aboriginal"}
 _NOT_SCRIPTS = ("MODIFIER", "COMBINING")
 
 
+_LARGE = ("Han", "Hangul", "Yi", "Egyptian", "Cuneiform")
+"""Scripts with a character per word or syllable, thousands of them: what was counted says which are in use."""
+
+_IN_USE = 0.01
+"""Share of the counted letters from which on a script is one of the text's own, not that of a quoted name."""
+
+_TYPOGRAPHIC = ("P", "Sc", "Sm", "N")
+"""Categories of what text in any script is set with: quotes, dashes, currency and mathematical signs, figures."""
+
+_LAST_SIGN = "\u21ff"
+"""Other symbols up to here are of text (degree, copyright, trade mark, arrows), later ones are mostly pictures."""
+
+
 @dataclass
 class ScriptShare:
     """What a smaller vocabulary keeps of a script."""
@@ -46,6 +59,34 @@ def script_shares(texts: Sequence[str], counts: np.ndarray, kept_ids: np.ndarray
         share.kept_counted = int(counts[here & kept].sum())
         shares.append(share)
     return sorted(shares, key=lambda share: (-share.tokens, share.script))
+
+
+def scripts_in_use(texts: Sequence[str], counts: np.ndarray) -> frozenset[str]:
+    """Those that at least one in a hundred of the counted letters is of; none of the large ones, such as Han.
+
+    Args:
+        texts: [N], what some tokens stand for.
+        counts: int64 [N].
+    """
+    letters: dict[str, int] = {}
+    for text, count in zip(texts, counts.tolist(), strict=True):
+        for script in filter(None, map(_script_of_char, text)) if count else ():
+            letters[script] = letters.get(script, 0) + count
+    least = _IN_USE * sum(letters.values())
+    return frozenset(name for name, count in letters.items() if count >= least and name not in _LARGE)
+
+
+def is_written_in(char: str, scripts: frozenset[str]) -> bool:
+    """Whether text in these scripts is written with a character: their letters and marks, and what any text is set with."""
+    category = unicodedata.category(char)
+    if category.startswith(_TYPOGRAPHIC):
+        return True
+    if category.startswith("L"):
+        return _script_of_char(char) in scripts
+    if category.startswith("M"):  # accents of all scripts, vowel signs of one
+        word = unicodedata.name(char, "").split(" ")[0]
+        return word in _NOT_SCRIPTS or word.capitalize() in scripts
+    return category.startswith("S") and char <= _LAST_SIGN
 
 
 def script_of(text: str) -> str:

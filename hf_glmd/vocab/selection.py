@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from hf_glmd.errors import UsageError
 from hf_glmd.utils.files import check_sha256, replaced, sha256_of
 from hf_glmd.vocab.closure import MergeTree, bare
+from hf_glmd.vocab.scripts import is_written_in, scripts_in_use
 
 ORDERS = ("count", "leaf")
 _ASCII = frozenset(map(chr, range(33, 127)))
@@ -175,6 +176,9 @@ def load_order(path: str | os.PathLike[str], fingerprint: str) -> np.ndarray:
     return order
 
 
+ALPHABETS = ("seen", "scripts", "all", "none")
+
+
 def single_characters(
     vocabulary: Mapping[str, int],
     counts: np.ndarray,
@@ -192,17 +196,19 @@ def single_characters(
     Args:
         vocabulary: token -> id, of the tokens that spell text.
         counts: [V].
-        alphabet: "seen": characters of the counted tokens, and printable ASCII. "all": every character. "none": nothing, so that
-            rare characters may become unknown.
+        alphabet: "seen": characters of the counted tokens, and printable ASCII. "scripts": these, the letters of each script that
+            at least a hundredth of the counted text is in (but for Han and Hangul, of which there are thousands), punctuation,
+            figures, currency and mathematical signs. "all": every character. "none": nothing, so that rare characters may become
+            unknown.
         prefix: what a token inside a word begins with.
         suffix: what a token at the end of a word ends with.
         skip: ids that are not spelt at all, e.g. special tokens.
         spelt_in_bytes: a character without a token is spelt in bytes, so that no token is returned for want of one.
     Returns: int64 ids, increasing.
-    Raises: UsageError, the alphabet is none of the three.
+    Raises: UsageError, the alphabet is none of the four.
     """
-    if alphabet not in ("seen", "all", "none"):
-        raise UsageError(f"alphabet={alphabet!r} is unknown: use 'seen', 'all' or 'none'.")
+    if alphabet not in ALPHABETS:
+        raise UsageError(f"alphabet={alphabet!r} is unknown: use 'seen', 'scripts', 'all' or 'none'.")
     if alphabet == "none":
         return np.zeros(0, dtype=np.int64)
     skipped, seen = set(skip), counts.tolist()
@@ -212,6 +218,16 @@ def single_characters(
         if (alphabet == "all" or seen[token_id]) and token_id not in skipped
     ]
     characters = set().union(*(bare(token, prefix, suffix) for token, _ in wanted))
+    if alphabet == "scripts":
+        bodies = [bare(token, prefix, suffix) for token, _ in wanted]
+        scripts = scripts_in_use(bodies, counts[[token_id for _, token_id in wanted]])
+        single = {
+            body
+            for token, token_id in vocabulary.items()
+            if token_id not in skipped
+            if len(body := bare(token, prefix, suffix)) == 1
+        }
+        characters |= {character for character in single if is_written_in(character, scripts)}
     # All forms, for a character may come to begin or end a word's piece once what stood beside it is split off.
     forms = {c: {m + c + e for m in {"", prefix} for e in {"", suffix}} for c in characters | _ASCII}
     kept = {vocabulary[form] for c in forms for form in forms[c] if form in vocabulary} - skipped

@@ -68,7 +68,7 @@ def test_the_table_has_speeds_and_a_column_per_model(folder, capsys):
         ([], "there is nothing to score"),
         (["--tasks", "cb"], "--tasks and --task-data belong together"),
         (["--text", "missing.txt"], "missing.txt"),
-        (["--text", "held_out.txt", "--max-length", "999"], "--max-length 999 is more than the"),
+        (["--text", "held_out.txt", "--max-length", "999"], "max_length=999 is more than the"),
         (["--tasks", "cbb", "--task-data", "data"], "Did you mean 'cb'?"),
         (["--tasks", "cb", "--task-data", "data", "--split", "test"], "have the splits ['validation'], not 'test'"),
         (["--text", "held_out.txt", "--batch-size", "0"], "--batch-size 0 is too small"),

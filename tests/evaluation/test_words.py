@@ -54,9 +54,9 @@ def test_nothing_to_score_is_refused():
 
 @pytest.mark.parametrize(("name", "tables"), [("bert", 1), ("bert-untied", 2), ("t5", 1)])
 def test_parameters_are_counted_once(name, tables, monkeypatch):
-    monkeypatch.setattr("hf_glmd.evaluation.words.tokens_per_second", lambda model, size, length: 1.0 * size * length)
+    monkeypatch.setattr("hf_glmd.evaluation.words.tokens_per_second", lambda models, size, length: [1.0 * size * length])
     model = vocab_helpers.tiny_model(name)
-    facts = model_facts(model, "m", [1, 3], 999)
+    [facts] = model_facts([model], ["m"], [1, 3], 999)
     assert facts.embedding_parameters == tables * vocab_helpers.V * 16
     assert facts.parameters == sum(p.numel() for p in model.parameters())
     assert facts.vocabulary == vocab_helpers.V
@@ -64,10 +64,14 @@ def test_parameters_are_counted_once(name, tables, monkeypatch):
         assert facts.layers == 3 and facts.speed_length == 40 and facts.tokens_per_second == {1: 40.0, 3: 120.0}
 
 
-def test_speed_is_measured(monkeypatch):
-    monkeypatch.setattr("hf_glmd.evaluation.words.SPEED_SECONDS", 0.01)
-    facts = model_facts(vocab_helpers.tiny_model("bert"), "m", [2], 8)
-    assert facts.tokens_per_second[2] > 100
+def test_speeds_are_measured_in_turns(monkeypatch):
+    monkeypatch.setattr("hf_glmd.evaluation.words.SPEED_SECONDS", 0.02)
+    models, order = [vocab_helpers.tiny_model("bert"), vocab_helpers.tiny_model("bert", num_hidden_layers=1)], []
+    for number, model in enumerate(models):
+        model.register_forward_hook(lambda *_, number=number: order.append(number))
+    facts = model_facts(models, ["m", "n"], [2], 8)
+    assert all(one.tokens_per_second[2] > 100 for one in facts) and [one.name for one in facts] == ["m", "n"]
+    assert len(order) > 4 and order == [0, 1] * (len(order) // 2)
 
 
 def test_machine_and_versions_have_names():

@@ -50,7 +50,7 @@ def test_growth_is_that_of_the_tokenizer_which_is_written(tokenizer):
     assert len(table.rows) > 3 and table.rows[0].growth == {"a": 1.0, "b": 1.0}
     for row in [*table.rows, table.knee]:
         small = shrinker.shrink(size=row.size).tokenizer
-        for name, corpus in shrinker._corpora.items():
+        for name, corpus in shrinker.corpora.items():
             ratio = tokens_of(small, corpus.held_out) / tokens_of(tokenizer, corpus.held_out)
             assert row.growth[name] == pytest.approx(ratio, abs=1e-12)
 
@@ -77,7 +77,7 @@ def test_all_floors_hold_with_no_more_tokens_than_any_weights_need(tokenizer):
     vocab = shrinker.shrink(growth=floors)
     growth = {
         name: tokens_of(vocab.tokenizer, corpus.held_out) / tokens_of(tokenizer, corpus.held_out)
-        for name, corpus in shrinker._corpora.items()
+        for name, corpus in shrinker.corpora.items()
     }
     assert all(growth[name] <= floors[name] + 1e-12 for name in floors), growth
     plain = shrinker.sizes(sizes=range(vocab.report.size // 2, vocab.report.size))
@@ -154,7 +154,7 @@ def test_published_tokenizers_are_measured_exactly(name):
     rows = shrinker.counts.size
     for row in shrinker.sizes(sizes=[rows // 12, rows // 5], alphabet="none").rows:
         small = shrinker.shrink(size=row.size, alphabet="none").tokenizer
-        for which, corpus in shrinker._corpora.items():
+        for which, corpus in shrinker.corpora.items():
             before, after = (encode_texts(one.backend_tokenizer, corpus.held_out) for one in (tokenizer, small))
             assert row.growth[which] == sum(map(len, after)) / sum(map(len, before))
             if tokenizer.unk_token_id is not None:

@@ -52,6 +52,23 @@ def test_half_of_the_vocabulary_costs_at_most_one_percent_of_length(name):
     assert 1.0 <= after / shrinker.counts.sum() <= 1.01
 
 
+TYPOGRAPHY = "\u201cIt\u2019s\u201d \u2013 he said \u2014 \u20ac5, \u00a33, \u00bd caf\u00e9 na\u00efve \u2026"
+
+
+@pytest.mark.parametrize("name", ["BERT", "T5"])
+def test_quotes_dashes_and_signs_stay_though_they_were_never_counted(name):
+    tokenizer = TOKENIZERS[name]()
+    ascii_only = ["".join(filter(str.isascii, text)) for text in lines_of("en/abc_science.txt.xz")]
+    shrinker = VocabShrinker(tokenizer).count(ascii_only, progress=False)
+
+    def unknown(one: Any) -> int:
+        return one.encode(TYPOGRAPHY, add_special_tokens=False).count(one.unk_token_id)
+
+    least = 10**9  # nothing stays for its count
+    kept, seen = (shrinker.shrink(min_count=least, alphabet=alphabet).tokenizer for alphabet in (None, "seen"))
+    assert unknown(kept) == unknown(tokenizer) < unknown(seen)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["count", "leaf"])
 @pytest.mark.parametrize("name", [*TOKENIZERS, *FURTHER])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from hf_glmd.vocab.scripts import OTHER, ScriptShare, script_of, script_shares
+from hf_glmd.vocab.scripts import OTHER, ScriptShare, is_written_in, script_of, script_shares, scripts_in_use
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,24 @@ def test_scripts_of_a_multilingual_vocabulary():
         if len(codes) == 1 and (code := codes.pop()) in names:
             assert script_of(text) == names[code], text
     assert all(shares[name] > 100 for name in names.values())
+
+
+def test_scripts_in_use_are_those_of_a_hundredth_of_the_letters():
+    texts, counts = ["the", "\u03c9", "\u0434\u0430", "\u4e2d", "42", "x"], np.array([100, 2, 10, 500, 50, 0])
+    assert scripts_in_use(texts, counts) == {"Latin", "Cyrillic"}  # Han is in use, but has thousands of characters
+    assert scripts_in_use(["\u03c9"], np.array([0])) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("character", "wanted"),
+    [
+        *[(character, True) for character in "a\u00e9\u201c\u2019\u2014\u20ac\u00bd\u2026\u00b0\u00d7\u3002\u0301"],
+        *[(character, False) for character in "\u03c9\u4e2d\u0928\u093f\U0001f600\u2665"],
+    ],
+)
+def test_text_in_a_script_is_written_with_its_letters_and_with_signs_of_all(character, wanted):
+    assert is_written_in(character, frozenset({"Latin"})) is wanted
+
+
+def test_vowel_signs_go_with_their_script():
+    assert is_written_in("\u093f", frozenset({"Devanagari"}))
