@@ -222,6 +222,10 @@ class Recipe:
     task_words: dict[str, Any] | None = _help("Stage 2, word prediction on the task's text: any field of GLMDConfig.", None)
     task_answers: dict[str, Any] | None = _help("Stage 3, the teacher's answers as soft labels: any field of GLMDConfig.", None)
     cache: CacheSection | None = _help("", None)
+    callbacks: list[str] | None = _help(
+        "TrainerCallbacks of every stage, by import path, e.g. my_package.my_module.MyCallback; each is made without arguments.",
+        None,
+    )
     evaluation: EvaluationSection = _help("", factory=EvaluationSection)
     hub: HubSection | None = _help("", None)
 

@@ -178,7 +178,7 @@ class Results:
                     written = self.run_folder.path / "predictions" / task.folder / who
                     shutil.copytree(self.stages.folder("scores", task) / who, written)
             record.save(self.run_folder.path / "metrics.json")
-            write_sums(self.run_folder.path, leaving_out=("stages",))
+            write_sums(self.run_folder.path, leaving_out=("stages", "logs"))
             write_report(self.run_folder.path)
         self.state.wait_for_everyone()
 

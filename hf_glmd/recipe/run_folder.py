@@ -8,6 +8,7 @@ OUTPUT_DIR/
     predictions/    the answers of both models, as the tasks' benchmarks want them; of a list in TASK/
     metrics.json    a `RunRecord`: everything that was measured
     plots/
+    logs/           what trackers write into files (report_to: tensorboard), a folder per stage
     report.html     all of it on one page
 """
 
@@ -41,6 +42,7 @@ OWNED = (
     "predictions",
     "plots",
     "stages",
+    "logs",
     SUMS,
     "run.json",
 )
@@ -57,12 +59,14 @@ class RunFolder:
     Attributes:
         path: the folder.
         stages: the folder of its steps.
+        logs: the folder of what trackers write.
     """
 
     def __init__(self, recipe: Recipe, state: PartialState) -> None:
         self.recipe, self.state = recipe, state
         self.path = Path(recipe.output_dir)
         self.stages = self.path / "stages"
+        self.logs = self.path / "logs"
 
     @property
     def push_options(self) -> PushOptions | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from hf_glmd.reports.records import STAGES, TASK_STAGES, StageRecord
 from hf_glmd.tasks.scoring import sequences
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.live import LiveTeacher
-from hf_glmd.training.callbacks import show_progress
+from hf_glmd.training.callbacks import callback_class, show_progress
 from hf_glmd.training.config import GLMDConfig, number_mistakes
 from hf_glmd.training.task_teacher import GoldAnswerTrainer
 from hf_glmd.training.token_mean import TokenMeanTrainer
@@ -72,6 +73,9 @@ TEACHER_DEFAULTS: dict[str, Any] = {"load_best_model_at_end": True, "metric_for_
 """Of the teacher's fine-tuning: its best checkpoint teaches."""
 
 
+TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
+
+
 class Stages:
     """The training stages, each in a folder of its own.
 
@@ -85,6 +89,8 @@ class Stages:
 
     def check(self) -> None:
         """Raises: UsageError, a value of a stage makes no sense, or none trains the student."""
+        for path in self.recipe.callbacks or ():
+            callback_class(path)
         for name in STAGES:
             for task in self.inputs.tasks if name in TASK_STAGES else [None]:
                 if getattr(self.recipe, name) is not None:
@@ -105,8 +111,10 @@ class Stages:
         with self.state.main_process_first():
             checkpoint = last_complete_checkpoint(checkpoints, remove_others=self.state.is_main_process)
         clock = _Clock(checkpoints / "seconds.json", fresh=checkpoint is None)
-        trainer = self.trainer(name, previous, task)
-        trainer.add_callback(clock)
+        with self._logged_into(self.run_folder.logs / folder.relative_to(self.run_folder.stages)):
+            trainer = self.trainer(name, previous, task)
+        for callback in (clock, *(kind() for kind in map(callback_class, self.recipe.callbacks or ()))):
+            trainer.add_callback(callback)
         show_progress(trainer, title)
         if not trainer.args.bf16 and AUTO in (
             getattr(self.recipe, name).get("bf16"),
@@ -126,6 +134,19 @@ class Stages:
             write_json(folder / "done.json", dataclasses.asdict(self._record(name, trainer, clock.seconds)))
         self._tidy(folder)
         self.state.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _logged_into(self, folder: Path) -> Iterator[None]:
+        """Inside this context a trainer's TensorBoard writes there, or where its variable says; its own default is removed."""
+        before = os.environ.get(TENSORBOARD_FOLDER)
+        os.environ[TENSORBOARD_FOLDER] = str(Path(before) / folder.relative_to(self.run_folder.logs)) if before else str(folder)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[TENSORBOARD_FOLDER]
+            else:
+                os.environ[TENSORBOARD_FOLDER] = before
 
     def _tidy(self, folder: Path) -> None:
         """Removes what a finished stage needs no more."""
@@ -220,6 +241,8 @@ class Stages:
             "output_dir": str(self.folder(name, task) / "checkpoints"),
             "seed": self.recipe.seed,
         }
+        # Trackers that are no files (wandb, trackio) tell the stages apart by it.
+        options.setdefault("run_name", "/".join(filter(None, (self.run_folder.path.name, task and task.folder, name))))
         if options.get("bf16") == AUTO:
             options["bf16"] = has_fast_bf16(self.state.device)
         if options.get("load_best_model_at_end"):

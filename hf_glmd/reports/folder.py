@@ -179,7 +179,7 @@ def _run_around(directory: Path) -> Path | None:
     inside = directory.resolve()
     for parent in list(inside.parents)[:3]:
         owned = inside.relative_to(parent).parts[0]
-        if owned in ("student", "students", "stages", "predictions", "plots") and _is_run(parent):
+        if owned in ("student", "students", "stages", "predictions", "plots", "logs") and _is_run(parent):
             return parent
     return None
 

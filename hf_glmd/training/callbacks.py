@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 from torch import distributed
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hf_glmd.errors import UsageError
 
 SHOWN = {"eval_kl": "KL", "eval_agreement": "agreement", "eval_accuracy": "accuracy", "loss": "loss"}
 
@@ -94,6 +97,21 @@ class StopOnSignal(TrainerCallback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+
+
+def callback_class(path: str) -> type[TrainerCallback]:
+    """The callback of an import path, `package.module.Class`. Raises: UsageError, there is none, or it is no callback."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"callbacks names '{path}', which cannot be imported ({error}). Use package.module.Class, of what is installed or "
+            "lies in a folder of PYTHONPATH."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, TrainerCallback)):
+        raise UsageError(f"callbacks names '{path}', which is no class derived from transformers.TrainerCallback.")
+    return found
 
 
 class MaskEpoch(TrainerCallback):
