@@ -227,7 +227,7 @@ def _add_completion(commands: Any, program: argparse.ArgumentParser) -> None:
         epilog="Example: hf-glmd completion bash > ~/.local/share/bash-completion/completions/hf-glmd",
         allow_abbrev=False,
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh", "fish"))
     parser.set_defaults(run=lambda arguments: _complete(program, arguments.shell))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from hf_glmd.errors import UsageError, nearest
 from hf_glmd.models.config_ids import update_config_ids
 from hf_glmd.models.surgery import check_weights, resize_model
+from hf_glmd.utils.remote_code import trust_remote_code
 from hf_glmd.vocab.vocab_map import VocabMap
 
 _LAYER_COUNTS = (
@@ -69,13 +70,7 @@ def build_student(
     config, chosen = _student_config(teacher.config, num_layers, layers, init, config_overrides)
     if init == "random" and vocab_map is not None:
         update_config_ids(config, vocab_map, table_rows=teacher.get_input_embeddings().weight.shape[0])
-    try:
-        student = type(teacher)(config)
-    except Exception as error:
-        if not config_overrides:
-            raise
-        settings = ", ".join(f"{name}={value!r}" for name, value in config_overrides.items())
-        raise UsageError(f"{type(teacher).__name__} cannot be built with {settings}: {error}") from error
+    student = _of_config(type(teacher), config, config_overrides)
     stacks = _stacks(teacher, student, chosen)
     if not isinstance(layers, str) and not stacks and any(before != after for before, after in chosen):
         raise UsageError(f"The layers of {type(teacher).__name__} share their weights: give num_layers instead of layers.")
@@ -197,8 +192,54 @@ def _sources(teacher: nn.Module, student: nn.Module, stacks: dict[str, list[int]
     return sources
 
 
+def check_student_settings(
+    teacher_config: Any,
+    model_class: Any,
+    num_layers: int | None = None,
+    layers: str | Sequence[int] = "spread",
+    init: str = "teacher",
+    **config_overrides: Any,
+) -> None:
+    """What `build_student` would refuse, found without any weights.
+
+    Args:
+        model_class: an Auto class that makes the teacher from its config. The others as of `build_student`.
+    Raises: UsageError, as `build_student`.
+    """
+    config, chosen = _student_config(teacher_config, num_layers, layers, init, config_overrides)
+    with torch.device("meta"):
+        teacher = model_class.from_config(teacher_config, trust_remote_code=trust_remote_code())
+        student = _of_config(type(teacher), config, config_overrides)
+    if init == "teacher":
+        stacks = _stacks(teacher, student, chosen)
+        _check_fit(teacher, student, _sources(teacher, student, stacks), stacks, config_overrides)
+
+
+def _of_config(model_class: Any, config: Any, overrides: dict[str, Any]) -> Any:
+    """A model with fresh weights. Raises: UsageError, it cannot be built with the settings that were asked for."""
+    try:
+        return model_class(config)
+    except Exception as error:
+        if not overrides:
+            raise
+        settings = ", ".join(f"{name}={value!r}" for name, value in overrides.items())
+        raise UsageError(f"{model_class.__name__} cannot be built with {settings}: {error}") from error
+
+
 def _copy_weights(teacher: Any, student: Any, stacks: dict[str, list[int]], overrides: dict[str, Any]) -> None:
     sources = _sources(teacher, student, stacks)
+    _check_fit(teacher, student, sources, stacks, overrides)
+    theirs = teacher.state_dict()
+    for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
+        if name in sources:  # some teachers keep a few weights in float32 among others
+            tensor.data = tensor.data.to(theirs[sources[name]].dtype)
+    student.load_state_dict({name: theirs[source] for name, source in sources.items()}, strict=True)
+
+
+def _check_fit(
+    teacher: Any, student: Any, sources: dict[str, str], stacks: dict[str, list[int]], overrides: dict[str, Any]
+) -> None:
+    """Raises: UsageError, the teacher's weights do not fit the student."""
     theirs, own = teacher.state_dict(), student.state_dict()
     settings = ", ".join(f"{name}={value!r}" for name, value in overrides.items()) or "these layers"
     for name, source in sources.items():
@@ -218,10 +259,6 @@ def _copy_weights(teacher: Any, student: Any, stacks: dict[str, list[int]], over
     for name in theirs.keys() - set(sources.values()):
         if not name.startswith(left_out):
             raise UsageError(f"With {settings} the student has no place for the teacher's {name}: use init='random'.")
-    for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
-        if name in sources:  # some teachers keep a few weights in float32 among others
-            tensor.data = tensor.data.to(theirs[sources[name]].dtype)
-    student.load_state_dict({name: theirs[source] for name, source in sources.items()}, strict=True)
 
 
 def _match_ties(teacher: nn.Module, student: nn.Module, sources: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from hf_glmd.data.corpus import load_corpus, require_text
 from hf_glmd.errors import UsageError
 from hf_glmd.models.lengths import max_positions, row_length
 from hf_glmd.models.loading import load_config, load_word_model, predicts_classes, word_model_class
+from hf_glmd.models.student import check_student_settings
 from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
@@ -121,6 +122,14 @@ class Inputs:
             raise UsageError(
                 f"student.num_layers={recipe.student.num_layers}, the teacher has {layers} layers. Use 1 to {layers}."
             )
+        check_student_settings(
+            self.teacher_config,
+            word_model_class(self.teacher_config),
+            num_layers=self.num_layers,
+            init=recipe.student.init,
+            **({"layers": recipe.student.layers} if recipe.student.layers else {}),
+            **recipe.student.config,
+        )
         for task in self.tasks:
             task.check_tokenizer(self.teacher_tokenizer)
 

@@ -17,6 +17,9 @@ from hf_glmd.reports.records import STAGES
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.utils.remote_code import trust_remote_code, trusting_as_asked
 
+DOCSTRINGS = "docstrings"
+"""The corpus that takes a minute to collect, which a plan does not wait for."""
+
 
 @trusting_as_asked
 def print_plan(recipe: Recipe) -> None:
@@ -45,6 +48,9 @@ def print_plan(recipe: Recipe) -> None:
         ("corpus", recipe.corpus.name, lambda: run.inputs.corpus),
         *(("task", f"{task.section.name} ({task.section.data})", lambda task=task: task.data) for task in run.inputs.tasks),
     ):
+        if DOCSTRINGS in (name, name.rpartition("(")[2].rstrip(")")):
+            plan.append((what, f"{name}: of the installed libraries, collected when the run starts"))
+            continue
         try:
             rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items() if split != "student")
             plan.append((what, f"{name}: {rows}"))

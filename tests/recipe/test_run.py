@@ -280,6 +280,27 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_does_not_wait_for_docstrings(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_glmd.data.docstrings.docstring_corpus", None)
+    recipe = recipe_helpers.write_inputs(tmp_path, corpus={"name": "docstrings"})
+    assert run_recipe_command(["--config", str(recipe), "--dry-run"]) == 0
+    assert "docstrings: of the installed libraries, collected when the run starts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"config": {"hidden_size": 16}}, "With hidden_size=16 bert.embeddings.word_embeddings.weight is [211, 16], but [211, 32]"),
+        ({"config": {"num_attention_heads": 5}}, "cannot be built with num_attention_heads=5"),
+        ({"config": {"hidden_siz": 16}}, "has no setting 'hidden_siz'"),
+    ],
+)
+def test_a_dry_run_refuses_a_student_that_cannot_start_from_the_teacher(tmp_path, capsys, settings, complaint):
+    recipe = recipe_helpers.write_inputs(tmp_path, student={"num_layers": 2, **settings})
+    assert run_recipe_command(["--config", str(recipe), "--dry-run"]) == 2
+    assert complaint in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_it_could_not_check(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     recipe = recipe_helpers.write_inputs(tmp_path)
