@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # traceback away when the recipe has already said in one line what is wrong.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-slow test-faults test-interop test-browser lint format docs clean
+.PHONY: demo test test-slow test-faults test-interop test-browser lint format docs notebooks clean
 
 demo: $(VENV)/installed
 	$(LAUNCH) recipes/glmd.py --config recipes/quickstart.yaml $(ARGS)
@@ -39,7 +39,13 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/installed
-	$(BIN)/python docs/make_api.py
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Runs every cell of every notebook, and keeps the results apart from them.
+notebooks: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[notebooks]'
+	$(BIN)/python docs/notebooks/run.py runs/notebooks
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

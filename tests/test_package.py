@@ -9,6 +9,7 @@ import pytest
 import hf_glmd
 from hf_glmd.cli import main
 from hf_glmd.errors import nearest
+from hf_glmd.recipe.examples import recipe_names
 
 
 @pytest.mark.parametrize("name", hf_glmd.__all__)
@@ -44,7 +45,11 @@ def test_an_installed_package_has_every_file_that_is_read():
     beside = {file for file in (root / "hf_glmd").rglob("*") if file.is_file() and "__pycache__" not in file.parts}
     assert beside - packaged == {file for file in beside if file.suffix == ".py"}
     shared = {file for patterns in told["data-files"].values() for pattern in patterns for file in root.glob(pattern)}
-    needed = [*(root / "recipes").glob("**/*.yaml"), *(root / "recipes/quickstart_teacher").iterdir()]
+    needed = [
+        *recipe_names().values(),
+        *(root / "recipes/accelerate").iterdir(),
+        *(root / "recipes/quickstart_teacher").iterdir(),
+    ]
     assert set(needed) | set((root / "recipes/tickets").iterdir()) <= shared
     for folder, patterns in told["data-files"].items():
         assert {file.parent.relative_to(root).as_posix() for pattern in patterns for file in root.glob(pattern)} == {

@@ -19,15 +19,17 @@ from hf_glmd.utils.options import given_options
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 README = (recipe_helpers.ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = recipe_helpers.ROOT / "docs" / "guides"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_its_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, shrinking = blocks("python")
+    (code,) = blocks("python")
+    (shrinking,) = blocks("python", (GUIDES / "vocabulary.md").read_text(encoding="utf-8"))
     code = code.replace("max_steps=1000", 'max_steps=1, use_cpu=True, report_to="none"')
     assert "max_steps=1, " in code
     space = {
@@ -76,13 +78,17 @@ def test_its_commands_are_valid(monkeypatch):
             load_recipe(arguments.config, arguments.overrides)
 
 
+def test_it_is_short():
+    assert README.count("\n") <= 160
+
+
 def test_its_files_exist():
     for path in re.findall(r"(?:recipes|model_cards)/[\w/.-]+\w", README):
         assert (recipe_helpers.ROOT / path).exists(), path
 
 
 def test_its_task_is_one():
-    (text,) = blocks("yaml")
+    (text,) = blocks("yaml", (GUIDES / "recipes.md").read_text(encoding="utf-8"))
     section = build(TaskSection, yaml.safe_load(text)["task"], "task")
     assert ClozeTask(section.name, section.pattern, section.verbalizers).columns == ["text"]
 

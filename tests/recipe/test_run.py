@@ -290,7 +290,10 @@ def test_a_dry_run_does_not_wait_for_docstrings(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"config": {"hidden_size": 16}}, "With hidden_size=16 bert.embeddings.word_embeddings.weight is [211, 16], but [211, 32]"),
+        (
+            {"config": {"hidden_size": 16}},
+            "bert.embeddings.word_embeddings.weight is [211, 16], but [211, 32]",
+        ),
         ({"config": {"num_attention_heads": 5}}, "cannot be built with num_attention_heads=5"),
         ({"config": {"hidden_siz": 16}}, "has no setting 'hidden_siz'"),
     ],
