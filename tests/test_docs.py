@@ -52,9 +52,8 @@ def test_every_option_is_told_with_its_help(options):
     own = [field for field in dataclasses.fields(options) if field.name in options.__dict__["__annotations__"]]
     for field in own:
         if field.metadata.get("help"):
-            assert re.search(rf"^\| `{field.name}` \| .*\| {re.escape(field.metadata['help'][:40])}", table, re.MULTILINE), (
-                field.name
-            )
+            told = re.escape(field.metadata["help"][:40])
+            assert re.search(rf"^\| `{field.name}` \| .*\| {told}", table, re.MULTILINE), field.name
     assert len(own) > 5 and "`mask_replace_prob`" in hooks().options_table(GLMDConfig)
 
 
