@@ -59,6 +59,7 @@ class Results:
             "words_start": self.words("student", teacher, "before training"),
             "words_general": self.words("general", teacher, "after stage 1") if self.recipe.general is not None else None,
             "words_final": self.words(last, teacher, "of the student"),
+            "words_visible": None if self.inputs.causal else self.words(last, teacher, "that are visible", visible=True),
         }
         student = load_word_model(self.run_folder.stages / last, dtype=torch.float32).to(self.state.device)
         tasks = [self.task_scores(task) for task in self.inputs.tasks]
@@ -106,11 +107,11 @@ class Results:
             + (time.monotonic() - started),
         )
 
-    def words(self, stage: str, teacher: LiveTeacher, when: str) -> WordScores:
-        """How well the student that a stage left predicts the words of held-out text."""
+    def words(self, stage: str, teacher: LiveTeacher, when: str, visible: bool = False) -> WordScores:
+        """How well the student that a stage left predicts the words of held-out text; `visible`: without masking them."""
         student = load_word_model(self.run_folder.stages / stage, dtype=torch.float32).to(self.state.device)
-        desc = f"Scoring {'next' if self.inputs.causal else 'masked'} words {when}"
-        return compare_word_predictions(student, teacher, self.stages.tokenizer, self.held_out, desc=desc)
+        desc = f"Scoring {'next' if self.inputs.causal else 'masked' if not visible else 'the'} words {when}"
+        return compare_word_predictions(student, teacher, self.stages.tokenizer, self.held_out, desc=desc, visible=visible)
 
     @cached_property
     def held_out(self) -> datasets.Dataset:
@@ -190,6 +191,7 @@ class Results:
             record,
             name=f"{record.name}-{task.folder}",
             words_final=WordScores(**self._scored(task)["words"]),
+            words_visible=None,
             task=self.task_scores(task),
             tasks=[],
             samples=[],  # of the student that has read plain text only

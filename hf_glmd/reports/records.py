@@ -240,6 +240,8 @@ class RunRecord:
         words_start: the student before any training, beside the teacher, on held-out text.
         words_general: after stage 1. None: the stage was skipped.
         words_final: the published student, beside the same (general) teacher.
+        words_visible: the same where no word is masked; None of causal models, which see what stands before a word alone, and of
+            older records.
         task: None where a run has no task, or a list of them.
         tasks: of a list; each student comes from the published one, which has read plain text only.
         corpus, hardware, command: in words.
@@ -270,6 +272,7 @@ class RunRecord:
     tasks: list[TaskScores] = field(default_factory=list)
     kind: str = "masked language model"
     samples: list[WordSample] = field(default_factory=list)
+    words_visible: WordScores | None = None
 
     @property
     def words_scored(self) -> str:
@@ -289,10 +292,11 @@ class RunRecord:
             "words_start": WordScores,
             "words_general": WordScores,
             "words_final": WordScores,
+            "words_visible": WordScores,
             "task": TaskScores,
         }
         for key, part in parts.items():
-            if data[key] is not None:
+            if data.get(key) is not None:
                 data[key] = part(**data[key])
         data["stages"] = [StageRecord(**stage) for stage in data["stages"]]
         data["tasks"] = [TaskScores(**task) for task in data.get("tasks", [])]

@@ -59,6 +59,8 @@ def comparison_rows(record: RunRecord) -> list[tuple[str, str, str]]:
         rows.append((f"KL to the teacher ({' -> '.join(labels)})", "0", " -> ".join(_nats(score) for score in scores)))
     if _known(words.agreement):
         rows.append(("same top-1 word as the teacher", "100%", percent(words.agreement)))
+    if record.words_visible is not None:
+        rows.append(("- where no word is masked", "100%", percent(record.words_visible.agreement)))
     if task := record.task:
         rows += [
             (f"{task.name}, {task.metric} (n={task.count:,})", percent(task.teacher), percent(task.student)),
