@@ -213,7 +213,10 @@ class Recipe:
     max_length: int | None = _help("Token ids per row of plain text. Unset: what the teacher can read, at most 512.", None)
     seed: int = _help("Of everything that is drawn.", 0)
     threads: int | None = _help("Threads of each process on a CPU. Unset: the cores, shared among the processes.", None)
-    general: dict[str, Any] | None = _help("Stage 1, word prediction on plain text: any field of GLMDConfig.", None)
+    general: dict[str, Any] | None = _help(
+        "Stage 1, word prediction on plain text: any field of GLMDConfig, and `preset`, settings by name that these win over.",
+        None,
+    )
     task: TaskSection | None = _help("", None)
     tasks: list[str | dict[str, Any]] | None = _help(
         "Several tasks, one student each from the same stage 1: names, or sections like 'task', which says what they share.", None
@@ -241,9 +244,10 @@ class Recipe:
             options = getattr(self, stage)
             if options is None:
                 continue
+            self._apply_preset(stage)
             if stage != "general" and self.task is None and self.tasks is None:
                 raise UsageError(f"section '{stage}' needs a section 'task'. Add it, or leave '{stage}' out.")
-            _check_stage(options, stage, stage)
+            _check_stage(getattr(self, stage), stage, stage)
         for stage in self.cache.stages if self.cache is not None else ():
             if getattr(self, stage) is None:
                 raise UsageError(f"cache.stages names '{stage}', and there is no such section. Add it, or leave '{stage}' out.")
@@ -256,6 +260,18 @@ class Recipe:
                 _check_stage(section.stage(stage), stage, where)
             if section.teacher_lora is not None:
                 _check_lora(section.teacher_lora, "task" if self.tasks is None else f"tasks[{number}]")
+
+    def _apply_preset(self, stage: str) -> None:
+        """Writes out what a preset stands for, so that run.json says it. Raises: UsageError, it is unknown, or has no meaning."""
+        from hf_glmd.training.config import preset_options
+
+        options = getattr(self, stage)
+        if "preset" not in options:
+            return
+        if stage in ("task_teacher", "task_answers"):
+            raise UsageError(f"{stage}.preset has no meaning there: presets are for word prediction. Leave it out.")
+        rest = {name: value for name, value in options.items() if name != "preset"}
+        setattr(self, stage, preset_options(options["preset"]) | rest)
 
     @cached_property
     def task_sections(self) -> list[TaskSection]:

@@ -40,6 +40,26 @@ SHORT: dict[str, Any] = {"temperature": 1.0, "learning_rate": 1e-3, "lr_schedule
 """What teaches in hundreds or thousands of steps, see docs/settings.md; the defaults are the paper's, for 150,000."""
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"temperature": 15.0, "learning_rate": 5e-5, "max_steps": 150_000},
+    "short": SHORT,
+    "masked": SHORT
+    | {"positions": "masked", "mlm_probability": 0.25, "mask_replace_prob": 0.9, "learning_rate": 2e-3}
+    | {"adam_beta2": 0.98, "weight_decay": 0.1},
+}
+"""Settings by name, for `GLMDConfig.preset` and a stage's `preset` in recipes; docs/settings.md says what was measured of them.
+
+paper: arXiv:2306.06625. short: hundreds or thousands of steps, any model. masked: the same, for masked language models, several times
+cheaper per step."""
+
+
+def preset_options(name: str) -> dict[str, Any]:
+    """Raises: UsageError, there is no preset of that name."""
+    if name not in PRESETS:
+        raise UsageError(f"preset='{name}' is unknown, use {', '.join(PRESETS)}.")
+    return dict(PRESETS[name])
+
+
 def number_mistakes(options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the numbers among training arguments, whose own checks let most of it pass.
 
@@ -214,6 +234,17 @@ class GLMDConfig(TrainingArguments):
         Raises: as `GLMDConfig`.
         """
         return cls(output_dir, **SHORT | options)
+
+    @classmethod
+    def preset(cls, name: str, output_dir: str, **options: Any) -> GLMDConfig:
+        """Settings by name: "paper" (150,000 steps at T = 15), "short", "masked" (short, for masked language models).
+
+        Args:
+            output_dir: as of `GLMDConfig`.
+            options: any field; they win.
+        Raises: UsageError, there is no such preset; or as `GLMDConfig`.
+        """
+        return cls(output_dir, **preset_options(name) | options)
 
     def __getstate__(self) -> dict[str, Any]:
         # The Trainer pickles its arguments beside the weights, and what lies there is pushed.

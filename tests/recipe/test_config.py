@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hf_glmd import UsageError
 from hf_glmd.recipe.config import load_recipe
 from hf_glmd.recipe.reading import parse_overrides
+from hf_glmd.training.config import PRESETS
 
 QUICKSTART = recipe_helpers.ROOT / "recipes" / "quickstart.yaml"
 
@@ -32,6 +33,16 @@ def test_a_rate_as_everybody_writes_it():
 def test_a_stage_can_be_left_out_and_put_in():
     assert load_recipe(QUICKSTART, ["--general", "null"]).general is None
     assert load_recipe(QUICKSTART, ["--general", "null", "--general.max_steps", "5"]).general == {"max_steps": 5}
+
+
+def test_a_preset_is_written_out_and_others_win_over_it():
+    words = ["--general", "null", "--general.preset", "masked", "--general.learning_rate", "7e-4", "--general.max_steps", "9"]
+    recipe = load_recipe(QUICKSTART, words)
+    assert recipe.general == PRESETS["masked"] | {"learning_rate": 7e-4, "max_steps": 9}
+    with pytest.raises(UsageError, match="preset='maskd' is unknown, use paper, short, masked"):
+        load_recipe(QUICKSTART, ["--general.preset", "maskd"])
+    with pytest.raises(UsageError, match="task_answers.preset has no meaning there"):
+        load_recipe(QUICKSTART, ["--task_answers.preset", "short"])
 
 
 def test_lists_and_words():

@@ -111,6 +111,12 @@ def test_an_exploding_learning_rate_ends_in_one_line_or_a_warning_but_no_push(tm
 
 
 def test_the_settings_for_short_runs_are_defaults_that_give_way(tmp_path):
+    masked = GLMDConfig.preset("masked", str(tmp_path), max_steps=7, weight_decay=0.0)
+    assert (masked.positions, masked.mask_replace_prob, masked.max_steps, masked.weight_decay) == ("masked", 0.9, 7, 0.0)
+    paper = GLMDConfig.preset("paper", str(tmp_path))
+    assert (paper.temperature, paper.positions, paper.max_steps) == (15.0, "all", 150_000)
+    with pytest.raises(UsageError, match="preset='long' is unknown"):
+        GLMDConfig.preset("long", str(tmp_path))
     short = GLMDConfig.short(str(tmp_path), max_steps=7)
     assert (short.temperature, short.learning_rate, short.lr_scheduler_type, short.max_steps) == (1.0, 1e-3, "cosine", 7)
     own = GLMDConfig.short(str(tmp_path), temperature=4.0, learning_rate=2e-3)
