@@ -49,8 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings by name, for `GLMDConfig.preset` and a stage's `preset` in recipes; docs/settings.md says what was measured of them.
 
-paper: arXiv:2306.06625. short: hundreds or thousands of steps, any model. masked: the same, for masked language models, several times
-cheaper per step."""
+paper: arXiv:2306.06625. short: hundreds or thousands of steps, any model. masked: the same, for masked language models, several
+times cheaper per step."""
 
 
 def preset_options(name: str) -> dict[str, Any]:
