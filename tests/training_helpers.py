@@ -51,7 +51,7 @@ def arguments(folder: Any, **settings: Any) -> GLMDConfig:
 
 def trainer(folder: Any, **settings: Any) -> GLMDTrainer:
     named = ("model", "teacher", "train_dataset", "eval_dataset", "vocab_map", "processing_class", "data_collator")
-    named += ("compute_metrics", "callbacks")
+    named += ("compute_metrics", "callbacks", "peft_config", "model_init")
     parts = {name: settings.pop(name) for name in named if name in settings}
     return GLMDTrainer(
         **{

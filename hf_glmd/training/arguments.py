@@ -8,6 +8,7 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
+import peft
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
@@ -86,22 +87,37 @@ def warn_of_low_precision(model: PreTrainedModel) -> None:
 
 
 def as_student(
-    model: PreTrainedModel | str | PathLike[str] | None, model_init: Callable[..., PreTrainedModel] | None
+    model: PreTrainedModel | str | PathLike[str] | None,
+    model_init: Callable[..., PreTrainedModel] | None,
+    peft_config: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedModel | None]:
     """A student to look at, and what `transformers.Trainer` is given as `model`.
 
     Args:
         model: also its Hub name or path, loaded in float32. None: `model_init` makes it.
         model_init: as of the Trainer, also called for each trial of a hyperparameter search.
-    Raises: UsageError, there is neither, or both.
+        peft_config: of adapters that it is to get.
+    Raises: UsageError, there is neither, or both; or it has adapters already.
     """
     if model is None and model_init is None:
         raise UsageError("the student is missing. Pass model=, or model_init=, a function that makes one.")
     if model is not None and model_init is not None:
         raise UsageError("model and model_init are both passed. Leave one out: model_init makes the student of each trial.")
+    if model is None and peft_config is not None:
+        raise UsageError("peft_config and model_init are both passed. Let model_init make the student with its adapters.")
     if model is None:
         takes_trial = len(inspect.signature(model_init).parameters) > 0  # as the Trainer decides it
         return model_init(None) if takes_trial else model_init(), None
     if isinstance(model, (str, PathLike)):
         model = load_teacher_model(model, dtype=torch.float32)
+    if peft_config is not None:
+        model = _with_adapters(model, peft_config)
     return model, model
+
+
+def _with_adapters(model: PreTrainedModel, peft_config: Any) -> Any:
+    if not isinstance(peft_config, peft.PeftConfig):
+        raise UsageError(f"peft_config is a {type(peft_config).__name__}. Pass a peft.PeftConfig, e.g. peft.LoraConfig(r=8).")
+    if hasattr(model, "peft_config"):
+        raise UsageError("peft_config is passed, and the student has adapters already. Leave it out to train those.")
+    return peft.get_peft_model(model, peft_config)

@@ -79,6 +79,7 @@ class GLMDTrainer(PublishingTrainer):
         processing_class: the student's tokenizer.
         vocab_map: the student's vocabulary, as cut from the teacher's. None: both share one.
         data_collator: default: `WordPredictionCollator`, `CandidateCollator` or, of classifiers, `ClassCollator`.
+        peft_config: a `peft.PeftConfig`: the student gets new adapters, and these alone are trained.
         **kwargs: of `transformers.Trainer`.
     Raises: UsageError, the two vocabularies do not fit, or a row or setting makes no sense with the others.
     Source: GLMD, arXiv:2306.06625.
@@ -96,6 +97,7 @@ class GLMDTrainer(PublishingTrainer):
         processing_class: Any = None,
         vocab_map: VocabMap | None = None,
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -103,7 +105,7 @@ class GLMDTrainer(PublishingTrainer):
         check_arguments(args, kwargs)
         processing_class = as_tokenizer(processing_class)
         self._trimming = trimming_of(processing_class)
-        model, kwargs["model"] = as_student(model, kwargs.get("model_init"))
+        model, kwargs["model"] = as_student(model, kwargs.get("model_init"), peft_config)
         if teacher is model:
             raise UsageError(
                 "the teacher is the student itself, so there is nothing to learn. Pass copy.deepcopy(model) as the teacher, or "

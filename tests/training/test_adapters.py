@@ -124,3 +124,19 @@ def test_the_student_without_its_adapters_takes_no_memory_of_its_own(tmp_path):
     alone_held, alone = peak(lambda model: TeacherCache.load(tmp_path / "cache"))
     assert held == alone_held, "no second copy of the weights"
     assert off <= 1.15 * alone and alone > 1.2 * held
+
+
+def test_a_configuration_of_adapters_makes_them(tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["query"])
+    student = helpers.student()
+    trainer = helpers.trainer(tmp_path, model=student, peft_config=config)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    with pytest.raises(UsageError, match="has adapters already"):
+        helpers.trainer(tmp_path, model=trainer.model, peft_config=config)
+    with pytest.raises(UsageError, match="peft_config is a dict. Pass a peft.PeftConfig"):
+        helpers.trainer(tmp_path, peft_config={"r": 2})
+    with pytest.raises(UsageError, match="peft_config and model_init are both passed"):
+        helpers.trainer(tmp_path, model=None, model_init=helpers.student, peft_config=config)
