@@ -198,7 +198,7 @@ def _distill(arguments: argparse.Namespace) -> int | None:
 
     load_recipe(arguments.config, arguments.overrides)  # one process finds what is wrong in less time than many
     words = ["distill", "--config", arguments.config, *(["--overwrite"] if arguments.overwrite else [])]
-    words += ["--dry-run"] if arguments.dry_run else []
+    words += [flag for flag in ("--dry-run", "--calibrate") if getattr(arguments, flag.lstrip("-").replace("-", "_"))]
     return launch([*words, *arguments.overrides], arguments.accelerate, arguments.processes)
 
 
@@ -352,6 +352,9 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", required=True, help="the recipe: a YAML file, or a name of `hf-glmd recipes`")
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the output folder")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, and print the plan")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="with --dry-run: time a few steps, and tell what a run would take"
+    )
 
 
 def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -362,7 +365,9 @@ def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     if arguments.dry_run:
         from hf_glmd.recipe.plan import print_plan
 
-        print_plan(recipe)
+        print_plan(recipe, arguments.calibrate)
+    elif arguments.calibrate:
+        raise UsageError("--calibrate tells what a run would take: add --dry-run, or leave it out to run.")
     else:
         from accelerate import PartialState
 

@@ -12,6 +12,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.hub.push import HubTarget
 from hf_glmd.models.loading import word_model_class
 from hf_glmd.recipe.config import Recipe
+from hf_glmd.recipe.forecast import forecast
 from hf_glmd.recipe.run import Run
 from hf_glmd.reports.records import STAGES
 from hf_glmd.training.config import GLMDConfig
@@ -22,9 +23,11 @@ DOCSTRINGS = "docstrings"
 
 
 @trusting_as_asked
-def print_plan(recipe: Recipe) -> None:
+def print_plan(recipe: Recipe, calibrate: bool = False) -> None:
     """Checks all that can be known without weights and prints what a run would do.
 
+    Args:
+        calibrate: also run a few steps of each stage, and print what a run would take.
     Raises: UsageError, something is missing or does not fit.
     """
     run = Run(recipe)
@@ -70,6 +73,8 @@ def print_plan(recipe: Recipe) -> None:
     width = max(len(what) for what, _ in plan)
     lines = [f"{what:<{width}}  {text}" for what, text in plan] + [f"not checked: {note}" for note in notes]
     run.run_folder.say("\n".join(lines))
+    if calibrate:
+        run.run_folder.say("\n" + forecast(recipe).table())
 
 
 def _stage_in_words(args: TrainingArguments) -> str:
