@@ -1,7 +1,7 @@
 """What our docstrings mean beside Google's style, told to mkdocstrings.
 
-A section of one line ("Returns: [K] int64") is a paragraph of its own, lines that begin with >>> are Python, and a range ("> 0") is
-no quotation.
+A section of one line ("Returns: [K] int64") is a paragraph of its own, lines that begin with >>> are Python, and a range ("> 0")
+is no quotation.
 """
 
 from __future__ import annotations
