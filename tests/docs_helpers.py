@@ -77,8 +77,10 @@ def _called(function: ast.expr, known: dict[str, Any]) -> Any:
 def _check_keywords(called: Any, node: ast.Call) -> None:
     from hf_glmd import GLMDConfig
 
-    target = GLMDConfig if called == GLMDConfig.short else called
-    takes = inspect.signature(target).parameters
+    takes = dict(inspect.signature(called).parameters)
+    if getattr(called, "__self__", None) is GLMDConfig:  # what makes one passes its options on
+        takes = {name: one for name, one in takes.items() if one.kind is not one.VAR_KEYWORD}
+        takes |= inspect.signature(GLMDConfig).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     unknown = [keyword.arg for keyword in node.keywords if keyword.arg and keyword.arg not in takes]
     assert anything or not unknown, f"{called.__name__} takes no {', '.join(unknown)}"
