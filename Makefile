@@ -38,22 +38,25 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+# The site, in site/. A warning ends it: a broken link, a page that the menu lacks. The variable silences a notice of the theme.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 # Runs every cell of every notebook, and keeps the results apart from them.
-notebooks: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[notebooks]'
+notebooks: $(VENV)/notebooks
 	$(BIN)/python docs/notebooks/run.py runs/notebooks
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # The constraints name the versions that were tested; torch among them, which unpinned brings gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+$(VENV)/docs $(VENV)/notebooks: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,$(@F)]"
 	touch $@
 
 # transformers.js without the install scripts of what it brings along: they would download GPU libraries.

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 
 import datasets
 import recipe_helpers
@@ -80,6 +81,18 @@ def test_its_commands_are_valid(monkeypatch):
 
 def test_it_is_short():
     assert README.count("\n") <= 160
+
+
+def test_its_map_has_every_folder_and_five_steps_of_the_data():
+    house = README.partition("## The house\n\n```\n")[2].partition("```")[0]
+    folders = {line.split("/")[0] for line in house.splitlines() if not line.startswith(" ")}
+    kept = subprocess.run(["git", "ls-files"], cwd=recipe_helpers.ROOT, capture_output=True, text=True).stdout.splitlines()
+    there = {path.split("/")[0] for path in kept if "/" in path and not path.startswith(".")}
+    assert folders == (there or folders)  # of an archive without git nothing is known
+    steps = re.findall(r"^\d\. (.*)$", README, flags=re.MULTILINE)
+    assert len(steps) == 5
+    for path in re.findall(r"`([\w/]+(?:/|\.py))`", " ".join(steps)):
+        assert (recipe_helpers.ROOT / "hf_glmd" / path).exists(), path
 
 
 def test_its_files_exist():

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from cells import Cells
 from experiment import Experiment
+from runs import Bench
 from table import save_table
 
 from hf_glmd.errors import UsageError
-from runs import Bench
 
 WAIT_S = 5.0
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from cells import Result
 from experiment import Method
+from runs import Bench
 from tasks import TASKS
 
 from hf_glmd.errors import UsageError
@@ -18,7 +19,6 @@ from hf_glmd.reports.drawing import save as save_figure
 from hf_glmd.reports.run_card import markdown_table
 from hf_glmd.utils.files import write_json
 from hf_glmd.utils.system import hardware, versions
-from runs import Bench
 
 RESAMPLES = 2_000
 
