@@ -352,9 +352,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", required=True, help="the recipe: a YAML file, or a name of `hf-glmd recipes`")
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the output folder")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, and print the plan")
-    parser.add_argument(
-        "--calibrate", action="store_true", help="with --dry-run: time a few steps, and tell what a run would take"
-    )
+    parser.add_argument("--calibrate", action="store_true", help="with --dry-run: forecast time, memory, disk from a few steps")
 
 
 def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:

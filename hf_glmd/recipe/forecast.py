@@ -235,13 +235,14 @@ class _Probe:
     def _score(self) -> None:
         """Words of three students and the visible ones of the last, answers of both models to each task, and their speeds."""
         inputs, stages, section = self.run.inputs, self.run.stages, self.recipe.evaluation
-        student = load_word_model(stages.tokenizer.name_or_path, dtype=torch.float32).to(inputs.state.device)
+        student = load_word_model(self.run.run_folder.stages / "student", dtype=torch.float32).to(inputs.state.device)
         teacher = LiveTeacher(inputs.load_teacher().to(inputs.state.device), stages.vocab_map)
-        rows = first_rows(stages.blocks("test"), min(section.rows, SCORED_ROWS), self.recipe.seed)
+        held_out = stages.blocks("test")
+        rows = first_rows(held_out, min(section.rows, SCORED_ROWS), self.recipe.seed)
         with _seconds() as words:
             compare_word_predictions(student, teacher, stages.tokenizer, rows, desc="Scoring a few words")
         passes = 2 + (self.recipe.general is not None) + (not inputs.causal)
-        seconds = passes * words[0] * min(section.rows, len(self.whole.stages.blocks("test"))) / len(rows)
+        seconds = passes * words[0] * min(section.rows, len(held_out)) / len(rows)
         seconds += 2 * len(section.speed_batch_sizes) * SPEED_SECONDS
         if inputs.tasks:
             # Each question is a row that both models read, without a word loss.
