@@ -45,12 +45,14 @@ class Method:
         stages: options of `GLMDConfig` each, and `share`, the part of the steps it gets; none: the student stays as it starts.
         student: settings of `build_student`, and `vocab`, the share of the tokens that are kept; they win over the experiment's.
         learning_rates: to tune over; the experiment's, where none are said.
+        budget: times the experiment's steps; the rate is looked for at the experiment's.
     """
 
     name: str
     stages: tuple[Mapping[str, Any], ...] = ()
     student: Mapping[str, Any] = field(default_factory=dict)
     learning_rates: tuple[float, ...] = ()
+    budget: float = 1.0
 
 
 @dataclass(frozen=True)

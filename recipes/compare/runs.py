@@ -112,7 +112,8 @@ class Bench:
         return min(((result["kl"], rate) for result, rate in results), default=(0.0, 0.0))[1]
 
     def trained(self, method: Method, rate: float, seed: int) -> Cell:
-        return self._training(method, rate, self.experiment.steps if method.stages else 0, seed, "test")
+        steps = round(self.experiment.steps * method.budget) if method.stages else 0
+        return self._training(method, rate, steps, seed, "test")
 
     def _training(self, method: Method, rate: float, steps: int, seed: int, kind: str) -> Cell:
         facts = self._facts | {
