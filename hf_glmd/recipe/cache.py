@@ -45,8 +45,10 @@ class CacheOptions:
         "For encoder-decoders: column of what the decoder reads. Unset: each text is split in two."
     )
     max_length: int | None = option("Token ids per row of text. Unset: what the teacher can read, at most 512.")
-    positions: str = option("Which positions count in training: 'all', or 'masked' (where a word was hidden).", "all")
-    mask_share: float | None = option("Share of the words that are hidden. Unset: 0.15 for masked language models, else 0.")
+    positions: str = option("Which positions count in training: 'all', or 'masked' (those that were chosen to be masked).", "all")
+    mlm_probability: float | None = option("Share of the tokens that are masked. Unset: 0.15 for masked language models, else 0.")
+    mask_replace_prob: float = option("Share of these that the mask token replaces; the others stay visible, and count too.", 1.0)
+    mask_share: float | None = option("Former name of mlm_probability.")
     epochs: int = option("How many choices of masked tokens to cache of each row; training goes through them in turn.", 1)
     seed: int = option("Of these choices: the seed of the training.", 42)
     separate_documents: bool = option("For causal models: texts that share a row do not see each other.", False)
@@ -71,6 +73,12 @@ class CacheOptions:
             mistakes.append(f"--kind '{self.kind}' is unknown: use 'hidden' or 'top_k'")
         if self.model_dtype not in (None, *MODEL_DTYPES):
             mistakes.append(f"--model-dtype '{self.model_dtype}' is unknown: use {', '.join(MODEL_DTYPES)}")
+        if self.mask_share is not None:
+            if self.mlm_probability not in (None, self.mask_share):
+                mistakes.append(
+                    f"--mask-share {self.mask_share} is the former name of --mlm-probability {self.mlm_probability}: give one"
+                )
+            self.mlm_probability, self.mask_share = self.mask_share, None
         for name, least in (("epochs", 1), ("batch_size", 1), ("max_rows", 1), ("max_length", 3)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -145,7 +153,8 @@ def cache_teacher(options: CacheOptions, progress: bool = True) -> CacheResult:
     args = GLMDConfig(
         output_dir=options.output,
         positions=options.positions,
-        mask_share=options.mask_share,
+        mlm_probability=options.mlm_probability,
+        mask_replace_prob=options.mask_replace_prob,
         max_length=options.max_length,
         target_column=options.target_column,
         text_column=options.column,

@@ -272,7 +272,9 @@ class TeacherCache(Teacher):
             raise UsageError(f"objective='{objective}' needs a teacher that runs: a cache holds words only.")
 
     def check_rows(self, datasets: Mapping[str, Any], collator: Callable[..., Any], read: Callable[..., dict[str, Any]]) -> None:
-        self.check_recorded({"data": getattr(collator, "choices", {})})
+        choices = getattr(collator, "choices", {})
+        # It is written down where it is not 1.
+        self.check_recorded({"data": {"mask_replace_prob": 1.0, **choices} if choices else choices})
         for name, dataset in datasets.items():
             missing, looked_up = missing_rows(self, dataset, collator, read)
             if missing:

@@ -57,6 +57,23 @@ def test_a_trainer_takes_the_folder_for_its_teacher(given, tmp_path):
     assert found.state.epoch == 3
 
 
+def test_visible_tokens_are_cached_as_they_are_learnt(given, tmp_path):
+    options = ["--positions", "masked", "--mlm-probability", "0.4", "--mask-replace-prob", "0.5"]
+    assert cache(given, tmp_path / "cache", *options) == 0
+    settings = {"positions": "masked", "mlm_probability": 0.4, "mask_replace_prob": 0.5, "max_length": 16}
+    found, live = (trainer(given, tmp_path, teacher, **settings) for teacher in (tmp_path / "cache", None))
+    assert found.evaluate()["eval_loss"] == pytest.approx(live.evaluate()["eval_loss"], rel=1e-4)
+    with pytest.raises(UsageError, match="mask_replace_prob is 0.5 there"):
+        trainer(given, tmp_path, tmp_path / "cache", **{**settings, "mask_replace_prob": 1.0})
+
+
+def test_the_former_name_of_an_option_is_taken(given, tmp_path, capsys):
+    assert cache(given, tmp_path / "old", "--positions", "masked", "--mask-share", "0.3") == 0
+    trainer(given, tmp_path, tmp_path / "old", positions="masked", mlm_probability=0.3, max_length=16)
+    assert cache(given, tmp_path / "both", "--mask-share", "0.3", "--mlm-probability", "0.2") == 2
+    assert "is the former name of --mlm-probability 0.2: give one" in capsys.readouterr().err
+
+
 def test_it_is_shown(given, tmp_path, capsys):
     assert cache(given, tmp_path / "cache") == 0
     shown = capsys.readouterr().out
