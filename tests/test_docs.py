@@ -188,6 +188,8 @@ def test_the_objective_of_the_guide_is_one(tmp_path):
         student = training_helpers.student(hidden_size=24)
         trainer = training_helpers.trainer(tmp_path, model=student, objective="words_and_hidden", positions="masked")
         trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        assert "an objective of its maker's own" in (tmp_path / "saved" / "README.md").read_text(encoding="utf-8")
         batch = trainer.data_collator([{"input_ids": row} for row in training_helpers.rows(4)["input_ids"]])
         both = float(trainer.summed_loss(trainer.model, batch).detach())
     finally:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from hf_glmd.errors import UsageError
+from hf_glmd.models.encoders import EncoderHead, is_encoder
 from hf_glmd.models.heads import HeadRows, WordHead
 
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
@@ -72,8 +73,10 @@ class ClassHead:
         """Nothing: the classes are the same, whichever tokens were kept."""
 
 
-def head_of(model: nn.Module) -> WordHead | ClassHead:
-    """What a model predicts with. Raises: UsageError, it predicts neither words nor classes."""
+def head_of(model: nn.Module) -> WordHead | ClassHead | EncoderHead:
+    """What a model predicts with. Raises: UsageError, it predicts neither words nor classes and is no encoder."""
+    if is_encoder(model):
+        return EncoderHead(model)
     return ClassHead(model) if is_classifier(model) else WordHead(model)
 
 

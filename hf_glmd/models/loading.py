@@ -98,12 +98,25 @@ def predicts_classes(config) -> bool:
     return any(name in names for name in config.architectures or ())
 
 
-def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Loads a model that predicts words or the classes of texts, in the dtype of the checkpoint unless `dtype` is given.
+def predicts_nothing(config) -> bool:
+    """Whether a configuration is that of an encoder without a head, by its `architectures`."""
+    known = AutoModel._model_mapping
+    classes = known[type(config)] if type(config) in known else ()
+    names = {found.__name__ for found in (classes if isinstance(classes, tuple) else (classes,))}
+    return not config.is_encoder_decoder and any(name in names for name in config.architectures or ())
 
-    Raises: UsageError, there is no such model, or it predicts neither.
+
+def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Loads a model that predicts words or the classes of texts, or a text encoder.
+
+    It is in the dtype of the checkpoint unless `dtype` is given.
+
+    Raises: UsageError, there is no such model, or it is none of these.
     """
-    if predicts_classes(load_config(name_or_path, kwargs.get("revision"))):
+    config = load_config(name_or_path, kwargs.get("revision"))
+    if predicts_nothing(config):
+        return load_checkpoint(name_or_path, **kwargs)
+    if predicts_classes(config):
         return _loaded_whole(AutoModelForSequenceClassification, name_or_path, **kwargs)
     return load_word_model(name_or_path, **kwargs)
 

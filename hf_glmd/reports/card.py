@@ -347,8 +347,11 @@ def pipeline_tag(config: Any) -> str | None:
 def pipeline_tag_of(model: Any) -> str:
     """The Hub's word for what a model predicts."""
     from hf_glmd.models.class_heads import is_classifier
+    from hf_glmd.models.encoders import is_encoder
     from hf_glmd.models.heads import is_masked_lm
 
+    if is_encoder(model):
+        return "feature-extraction"
     if is_classifier(model):
         return "text-classification"
     if getattr(model.config, "is_encoder_decoder", False):

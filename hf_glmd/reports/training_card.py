@@ -26,7 +26,11 @@ from hf_glmd.reports.card import (
 from hf_glmd.utils.system import hardware, versions
 from hf_glmd.utils.text import markdown_table, markdown_text
 
-OBJECTIVES = {"word_prediction": "word prediction", "soft_label": "soft labels"}
+OBJECTIVES = {
+    "word_prediction": "word prediction",
+    "soft_label": "soft labels",
+    "embedding": "embeddings of texts",
+}
 
 
 @dataclass
@@ -85,8 +89,7 @@ def training_card(trainer: Any, load_from: str, **said: Any) -> str:
         name=said.get("model_name") or Path(args.output_dir).absolute().name,
         pipeline_tag=pipeline_tag,
         summary=f"A {KINDS.get(pipeline_tag, 'language model')} with {student.vocabulary:,} tokens, distilled from "
-        f"{' and '.join(linked) or 'its teacher'} by [GLMD]({PAPER_URL}): taught by its predictions alone, without its hidden "
-        "states and without gold labels.",
+        f"{' and '.join(linked) or 'its teacher'} by {_taught(args)}.",
         source=source,
         base_model=base_model,
         tags=tags,
@@ -97,10 +100,7 @@ def training_card(trainer: Any, load_from: str, **said: Any) -> str:
         removed=vocab_map.removed if vocab_map is not None else "resegment",
         table_title="Beside its teacher",
         table=markdown_table(_rows(student, teachers, _last_scores(trainer)), ["", "teacher", "this model"], "lrr"),
-        table_note="KL(teacher || student) at temperature 1 and agreement are means over the held-out positions, among the "
-        "student's tokens."
-        if _last_scores(trainer)
-        else "",
+        table_note=_note(_last_scores(trainer)),
         how=[
             _stage_in_words(trainer),
             *(
@@ -121,6 +121,13 @@ def training_card(trainer: Any, load_from: str, **said: Any) -> str:
     ).render()
 
 
+METRICS = {
+    "agreement": "agreement with the teacher",
+    "kl": "KL to the teacher, nats",
+    "cosine": "cosine to the teacher's embedding",
+}
+
+
 def _rows(student: Sizes, teachers: Sequence[Sizes], scores: dict[str, float]) -> list[tuple[str, str, str]]:
     def of_teachers(name: str) -> str:
         values = [getattr(one, name) for one in teachers]
@@ -135,13 +142,35 @@ def _rows(student: Sizes, teachers: Sequence[Sizes], scores: dict[str, float]) -
         rows.append((f"KL to the teacher, step {scores['step']:,.0f} (nats)", "0", f"{scores['kl']:.3g}"))
     if "agreement" in scores:
         rows.append(("same top-1 answer as the teacher", "100%", f"{scores['agreement']:.1%}"))
+    if "cosine" in scores:
+        rows.append((f"cosine to the teacher's embedding, step {scores['step']:,.0f}", "1", f"{scores['cosine']:.4f}"))
     return rows
+
+
+def _note(scores: dict[str, float]) -> str:
+    if "cosine" in scores:
+        return "The cosine is the mean over the held-out texts."
+    if not scores:
+        return ""
+    return (
+        "KL(teacher || student) at temperature 1 and agreement are means over the held-out positions, among the student's tokens."
+    )
+
+
+def _taught(args: Any) -> str:
+    if args.objective == "embedding":
+        return f"its embeddings of texts ({args.pooling} pooling), without labels"
+    if args.objective not in OBJECTIVES:  # of a user's own, of which it is unknown what it looks at
+        return f"{markdown_text(args.objective)}, an objective of its maker's own"
+    return f"[GLMD]({PAPER_URL}): taught by its predictions alone, without its hidden states and without gold labels"
 
 
 def _last_scores(trainer: Any) -> dict[str, float]:
     """Of the last evaluation, without the prefix `eval_`; of several evaluation sets the last one."""
     for entry in reversed(trainer.state.log_history):
-        found = {name.rsplit("_", 1)[-1]: value for name, value in entry.items() if name.endswith(("_kl", "_agreement"))}
+        found = {
+            name.rsplit("_", 1)[-1]: value for name, value in entry.items() if name.endswith(("_kl", "_agreement", "_cosine"))
+        }
         if found:
             return found | {"step": entry["step"]}
     return {}
@@ -160,7 +189,7 @@ def _eval_results(trainer: Any) -> list[Any]:
             metric_name=title,
             metric_value=round(scores[name], 4),
         )
-        for name, title in (("agreement", "agreement with the teacher"), ("kl", "KL to the teacher, nats"))
+        for name, title in METRICS.items()
         if name in scores
     ]
 
@@ -170,7 +199,7 @@ def _stage_in_words(trainer: Any) -> str:
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     positions = f", {args.positions} positions" if args.objective == "word_prediction" else ""
     text = (
-        f"Objective: {OBJECTIVES[args.objective]} at temperature {args.temperature:g}{positions}. {state.global_step:,} of "
+        f"Objective: {OBJECTIVES.get(args.objective, markdown_text(args.objective))} at temperature {args.temperature:g}{positions}. {state.global_step:,} of "
         f"{state.max_steps:,} steps of {batch:,} rows, learning rate {args.learning_rate:g}, seed {args.seed}"
     )
     if state.num_input_tokens_seen:

@@ -9,17 +9,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hf_glmd.models.encoders import mean_pooled
 from hf_glmd.models.heads import evaluating
 from hf_glmd.reports.records import EmbeddingScores
 
 MAX_PAIRS = 100_000
 """Of texts, whose similarities are compared."""
-
-
-def mean_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B, S, H], int64 [B, S] -> the mean over what is no padding, [B, H], fp32 or wider."""
-    mask = attention_mask.unsqueeze(-1).to(torch.promote_types(states.dtype, torch.float32))
-    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 @torch.no_grad()

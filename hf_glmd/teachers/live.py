@@ -17,6 +17,7 @@ from hf_glmd.data.packing import ORIGINAL_IDS
 from hf_glmd.errors import UsageError
 from hf_glmd.models.class_heads import ClassHead, head_of
 from hf_glmd.models.distributed import prepare_frozen
+from hf_glmd.models.encoders import EncoderHead
 from hf_glmd.models.heads import HeadInputs, HeadRows, evaluating
 from hf_glmd.models.loading import load_teacher_model
 from hf_glmd.teachers.base import Teacher
@@ -44,7 +45,7 @@ class LiveTeacher(Teacher):
         self.vocab_map = vocab_map
         with self._teaching():
             self.head = head_of(self.model)
-        self.classifies = isinstance(self.head, ClassHead)
+        self.classifies = isinstance(self.head, ClassHead | EncoderHead)  # its outputs are no tokens
         if vocab_map is not None and not self.classifies and vocab_map.original_size > self.head.size:
             raise UsageError(
                 f"the vocabulary map comes from {vocab_map.original_size} tokens, the teacher predicts {self.head.size}. "

@@ -96,7 +96,8 @@ class GLMDConfig(TrainingArguments):
         default="word_prediction",
         metadata={
             "help": "word_prediction: KL to the teacher's predictions of words. soft_label: cross-entropy with its answers to a "
-            "cloze task or, of two classifiers, with its classes; with its number, of a regression, the squared difference."
+            "cloze task or, of two classifiers, with its classes; with its number, of a regression, the squared difference. "
+            "embedding: of two text encoders, what pooling makes of their last hidden states."
         },
     )
     temperature: float | None = field(
@@ -134,6 +135,14 @@ class GLMDConfig(TrainingArguments):
             "help": "For encoder-decoders, when a dataset of text is tokenised: column of what the decoder reads and predicts. "
             "Unset: each row of text is split, the encoder reads its beginning and the decoder predicts the rest."
         },
+    )
+    pooling: str = field(
+        default="mean",
+        metadata={"help": "For embeddings, how a text's hidden states become one vector: mean, cls (the first) or lasttoken."},
+    )
+    embedding_loss: str = field(
+        default="mse",
+        metadata={"help": "For embeddings. mse: the squared difference, the mean over the width. cosine: 1 - cosine."},
     )
     pair_column: str | None = field(
         default=None,
@@ -205,6 +214,10 @@ class GLMDConfig(TrainingArguments):
             )
         if self.positions not in ("all", "masked", "labels"):
             mistakes.append(f"positions='{self.positions}' is unknown, use 'all', 'masked' or 'labels'")
+        if self.pooling not in ("mean", "cls", "lasttoken"):
+            mistakes.append(f"pooling='{self.pooling}' is unknown, use 'mean', 'cls' or 'lasttoken'")
+        if self.embedding_loss not in ("mse", "cosine"):
+            mistakes.append(f"embedding_loss='{self.embedding_loss}' is unknown, use 'mse' or 'cosine'")
         if self.mlm_probability is not None and not 0 <= self.mlm_probability < 1:
             mistakes.append(f"mlm_probability={self.mlm_probability} is out of range, use 0 or more and less than 1, e.g. 0.15")
         if not 0 < self.mask_replace_prob <= 1:

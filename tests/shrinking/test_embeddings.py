@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hf_glmd import VocabShrinker
 from hf_glmd.cli import main
-from hf_glmd.shrinking.embeddings import compare_embeddings, embedding_scores, mean_pooled
+from hf_glmd.models.encoders import mean_pooled
+from hf_glmd.shrinking.embeddings import compare_embeddings, embedding_scores
 
 TEXTS = [text for text in vocab_helpers.texts(40) if text][:17]
 

@@ -14,6 +14,7 @@ from hf_glmd.data.rows import LossMasked
 from hf_glmd.errors import UsageError
 from hf_glmd.models.class_heads import head_of, is_classifier
 from hf_glmd.models.distributed import is_sharded
+from hf_glmd.models.encoders import is_encoder
 from hf_glmd.models.heads import is_masked_lm
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.training.datasets import token_rows
@@ -170,6 +171,8 @@ class Objective:
 
 def kind_of(model: nn.Module) -> str:
     """In words, what a model predicts."""
+    if is_encoder(model):
+        return "text encoder"
     if is_classifier(model):
         return "classifier"
     if getattr(model.config, "is_encoder_decoder", False):

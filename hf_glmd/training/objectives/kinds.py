@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from hf_glmd.training.objectives.base import Objective
 from hf_glmd.training.objectives.candidates import Candidates
 from hf_glmd.training.objectives.classes import Classes
+from hf_glmd.training.objectives.embeddings import Embeddings
 from hf_glmd.training.objectives.word_prediction import WordPrediction
 
-OBJECTIVES: list[type[Objective]] = [WordPrediction, Classes, Candidates]
+OBJECTIVES: list[type[Objective]] = [WordPrediction, Classes, Candidates, Embeddings]
 """Asked in this order whether they suit, see `Objective.suits`."""
 
 

@@ -19,6 +19,7 @@ from hf_glmd.losses.functional import kl_loss, word_prediction_loss_from_logits,
 from hf_glmd.losses.reference import IGNORE_INDEX, dense_word_prediction_loss
 from hf_glmd.losses.topk import TopTokens, topk_word_prediction_loss, topk_word_prediction_scores
 from hf_glmd.models.class_heads import is_classifier
+from hf_glmd.models.encoders import is_encoder
 from hf_glmd.models.heads import HeadInputs, at_positions, is_masked_lm
 from hf_glmd.teachers.vocabularies import first_rows_of, with_shared_rows
 from hf_glmd.training.objectives.base import Objective, kind_of
@@ -37,6 +38,11 @@ class WordPrediction(Objective):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if is_encoder(self.student):
+            raise UsageError(
+                f"objective='{self.name}' is about words, and {type(self.student).__name__} predicts none: it has no head. Use "
+                "objective='embedding', or a checkpoint that was trained with a head for words."
+            )
         if is_classifier(self.student):
             raise UsageError(
                 f"objective='{self.name}' is about words, and {type(self.student).__name__} predicts classes. Use "
