@@ -168,9 +168,8 @@ def _taught(args: Any) -> str:
 def _last_scores(trainer: Any) -> dict[str, float]:
     """Of the last evaluation, without the prefix `eval_`; of several evaluation sets the last one."""
     for entry in reversed(trainer.state.log_history):
-        found = {
-            name.rsplit("_", 1)[-1]: value for name, value in entry.items() if name.endswith(("_kl", "_agreement", "_cosine"))
-        }
+        named = {name.rsplit("_", 1)[-1]: value for name, value in entry.items() if name.startswith("eval_")}
+        found = {name: value for name, value in named.items() if name in METRICS}
         if found:
             return found | {"step": entry["step"]}
     return {}
@@ -198,8 +197,9 @@ def _stage_in_words(trainer: Any) -> str:
     args, state = trainer.args, trainer.state
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     positions = f", {args.positions} positions" if args.objective == "word_prediction" else ""
+    objective = OBJECTIVES.get(args.objective, markdown_text(args.objective))
     text = (
-        f"Objective: {OBJECTIVES.get(args.objective, markdown_text(args.objective))} at temperature {args.temperature:g}{positions}. {state.global_step:,} of "
+        f"Objective: {objective} at temperature {args.temperature:g}{positions}. {state.global_step:,} of "
         f"{state.max_steps:,} steps of {batch:,} rows, learning rate {args.learning_rate:g}, seed {args.seed}"
     )
     if state.num_input_tokens_seen:
