@@ -1,6 +1,6 @@
 """A sentence encoder with fewer layers and fewer tokens, taught by the embeddings of the whole one.
 
-    python recipes/distil_encoder.py sentence-transformers/all-MiniLM-L6-v2 --corpus texts.txt --layers 3 --size 0.4 --output small
+    python recipes/distil_encoder.py sentence-transformers/all-MiniLM-L6-v2 --corpus texts.txt --layers 3 --output small
 
 Modules of sentence-transformers go along. With --pairs, a table of text pairs with a label or score, both encoders are asked how
 similar the pairs are; the rank correlation with the labels is printed.

@@ -169,7 +169,7 @@ def class_rows(
         rows = tokenizer(*texts, truncation=True, max_length=max_length, split_special_tokens=True, verbose=False, **options)
         return {name: rows[name] for name in ROW_COLUMNS if name in rows}
 
-    return mapped_rows(dataset, tokenised, desc="Tokenising texts to classify")
+    return mapped_rows(dataset, tokenised, desc="Tokenising texts")
 
 
 def has_completions(dataset: Any) -> bool:
