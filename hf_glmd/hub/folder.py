@@ -37,6 +37,7 @@ PUSHED = (
     ),
     *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "*.spm"),
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "original_tokenizer/*"),
+    *("[0-9]_*/*.json", "[0-9]_*/*.safetensors"),  # modules of sentence-transformers
     *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "vocab_map.safetensors", "cloze_task.json"),
     *("vocab_report.json", "vocabulary.png", "plots/*.png", "report.html", "task.json"),
     *("LICEN[CS]E*", "[Ll]icen[cs]e*", "NOTICE*", "COPYING*", "*USE_POLICY*"),
@@ -77,8 +78,14 @@ def find_files(folder: Path) -> dict[str, Path]:
 
 
 def files_that_stay(folder: Path, found: Iterable[str]) -> list[str]:
-    """What lies in the folder and is not pushed, our own list of sums and hidden files aside."""
-    return [name for name in _paths(folder) if name not in {*found, SUMS}]
+    """What lies in the folder and is not pushed, our own list of sums aside; a folder that is not looked into ends in "/"."""
+    unseen = []
+    for parent, folders, names in os.walk(folder):
+        skipped = [name for name in folders if _is_skipped(name) or Path(parent, name).is_symlink()]
+        folders[:] = [name for name in folders if name not in skipped]
+        paths = [*(f"{name}/" for name in skipped), *(name for name in names if name.startswith("."))]
+        unseen += [Path(parent, name).relative_to(folder).as_posix() + "/" * name.endswith("/") for name in paths]
+    return sorted({*unseen, *_paths(folder)} - {*found, SUMS})
 
 
 def checkpoint_files(checkpoint: Path) -> dict[str, Path]:
@@ -90,9 +97,13 @@ def _paths(folder: Path) -> list[str]:
     found = []
     for parent, folders, names in os.walk(folder):
         # Checkpoints and logs are not looked into: others may be writing there.
-        folders[:] = [name for name in folders if not (name == "runs" or name.startswith(("checkpoint-", ".", "_")))]
+        folders[:] = [name for name in folders if not _is_skipped(name)]
         found += [Path(parent, name).relative_to(folder).as_posix() for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def _is_skipped(folder: str) -> bool:
+    return folder == "runs" or folder.startswith(("checkpoint-", ".", "_"))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from cells import Cell, Cells, Result
 from experiment import Experiment, Method
@@ -92,11 +93,8 @@ class Bench:
         rate = self.best_rate(method)
         if rate is None:
             return tuning, False
-        trained = [self.trained(method, rate, seed) for seed in self.seeds(method)]
+        trained = [self.trained(method, rate, seed) for seed in self.experiment.seeds]
         return [*tuning, *trained, *(cell for one in trained for cell in self.of_tasks(method, one).values())], True
-
-    def seeds(self, method: Method) -> tuple[int, ...]:
-        return self.experiment.seeds
 
     def tuning(self, method: Method) -> list[Cell]:
         if not method.stages:
@@ -283,6 +281,4 @@ class Bench:
 
     def _scored(self, model: Any, tokenizer: Any, rows: datasets.Dataset, task: str) -> Result:
         chosen, right = predictions(model, tokenizer, rows, self.experiment.tasks.length), rows["label"][:]
-        import numpy as np
-
         return {"score": TASKS[task].score(np.array(chosen), np.array(right)), "chosen": chosen, "right": right}

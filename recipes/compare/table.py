@@ -57,7 +57,7 @@ def save_table(bench: Bench, output: Path) -> str:
 def row_of(bench: Bench, method: Method) -> dict[str, Any]:
     """What a method came to: a list per measure, one value per seed."""
     rate = bench.best_rate(method)
-    trained = [bench.trained(method, rate, seed) for seed in bench.seeds(method)]
+    trained = [bench.trained(method, rate, seed) for seed in bench.experiment.seeds]
     results: list[Result] = [bench.cells.result(cell) for cell in trained]
     measures = ("kl", "kl_before", "accuracy", "teacher_accuracy", "visible", "seconds", "cpu_seconds")
     tasks = [{task: bench.cells.result(cell) for task, cell in bench.of_tasks(method, one).items()} for one in trained]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,23 @@ def test_a_file_with_the_token_is_not_sent(hub, tmp_path, capsys):
     assert push(copy) == 2 and hub.repositories == {}
     line = capsys.readouterr().err
     assert "NOTICE' holds your access token" in line and TOKEN not in line
+
+
+def test_folders_that_nobody_looks_into_are_named_too(hub, folder, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for name in ("checkpoint-3", ".git", "_work", "runs"):
+        (copy / name).mkdir()
+        (copy / name / "file").write_text("x")
+    (copy / ".env").write_text("SECRET=1")
+    (tmp_path / "elsewhere").mkdir()
+    (copy / "linked").symlink_to(tmp_path / "elsewhere")
+    (copy / "1_Pooling").mkdir()
+    (copy / "1_Pooling" / "config.json").write_text("{}")
+    assert main(["push", str(copy), REPO]) == 0
+    stays = [".env", ".git/", "_work/", "checkpoint-3/", "linked/", "runs/"]
+    assert f"Not pushed, no part of a model: {', '.join(stays)}." in capsys.readouterr().out
+    assert hub.files(REPO)["1_Pooling/config.json"] == b"{}" and not any(name.strip("/") in hub.files(REPO) for name in stays)
 
 
 def test_what_is_no_part_of_a_model_stays_and_is_named(hub, tmp_path, capsys):
