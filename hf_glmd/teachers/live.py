@@ -31,7 +31,7 @@ class LiveTeacher(Teacher):
     embedding that the student lacks are never multiplied.
 
     Args:
-        model: a model that predicts words or the classes of texts, or its Hub name or path. It is frozen and put into
+        model: a model that predicts words, classes or answers, a text encoder, or its Hub name or path. It is frozen and put into
             evaluation mode.
         vocab_map: the student's vocabulary. None: both share one.
     """

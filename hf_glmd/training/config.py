@@ -95,9 +95,10 @@ class GLMDConfig(TrainingArguments):
     objective: str = field(
         default="word_prediction",
         metadata={
-            "help": "word_prediction: KL to the teacher's predictions of words. soft_label: cross-entropy with its answers to a "
-            "cloze task or, of two classifiers, with its classes; with its number, of a regression, the squared difference. "
-            "embedding: of two text encoders, what pooling makes of their last hidden states."
+            "help": "word_prediction: KL to the teacher's predictions of words. soft_label: cross-entropy with what its head "
+            "says, by the kind of model: answers to a cloze task, classes of texts (of a regression the squared difference), "
+            "classes of tokens, where an answer begins and ends. token_label, span: the last two by name. embedding: of two text "
+            "encoders, what pooling makes of their last hidden states."
         },
     )
     temperature: float | None = field(
@@ -146,7 +147,10 @@ class GLMDConfig(TrainingArguments):
     )
     pair_column: str | None = field(
         default=None,
-        metadata={"help": "For classifiers, when a dataset of text is tokenised: column of the second text of each pair."},
+        metadata={
+            "help": "For classifiers, when a dataset of text is tokenised: column of the second text of each pair. For question "
+            "answering: of the texts that the questions in text_column are about."
+        },
     )
     teacher_reads_replaced: bool = field(
         default=False,

@@ -67,7 +67,8 @@ class GLMDTrainer(PublishingTrainer):
     teacher's.
 
     Args:
-        model: the student; one that predicts words or, for `soft_label`, an `AutoModelForSequenceClassification`.
+        model: the student; one that predicts words; for `soft_label` also an `AutoModelForSequenceClassification`,
+            `AutoModelForTokenClassification` or `AutoModelForQuestionAnswering`; for `embedding` an `AutoModel`.
         teacher: a model, its Hub name or path, the path of a cache, a list of these (the mean of their predictions), or a
             teacher: `LiveTeacher`, `AdaptersOffTeacher`, `TeacherEnsemble`, `TeacherCache`. It is frozen, and never saved with
             the student.
@@ -75,10 +76,11 @@ class GLMDTrainer(PublishingTrainer):
         train_dataset, eval_dataset: rows of `input_ids` in the student's ids, or of text (`args.text_column`), which is then
             packed into blocks: a data set, or whatever else `VocabShrinker.count` takes, such as a path or a list of texts. For
             `soft_label`: cloze rows, as `ClozeTask.encode` makes them; or, of two classifiers, rows of `input_ids`, or of text
-            (`args.text_column`, `args.pair_column`). Other columns are ignored.
+            (`args.text_column`, `args.pair_column`). Other columns are ignored. Each objective says what its rows are.
         processing_class: the student's tokenizer.
         vocab_map: the student's vocabulary, as cut from the teacher's. None: both share one.
-        data_collator: default: `WordPredictionCollator`, `CandidateCollator` or, of classifiers, `ClassCollator`.
+        data_collator: default: `WordPredictionCollator`, `CandidateCollator`, or by the kind of model `ClassCollator`,
+            `TokenClassCollator`.
         peft_config: a `peft.PeftConfig`: the student gets new adapters, and these alone are trained.
         **kwargs: of `transformers.Trainer`.
     Raises: UsageError, the two vocabularies do not fit, or a row or setting makes no sense with the others.

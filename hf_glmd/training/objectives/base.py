@@ -12,7 +12,7 @@ from hf_glmd.data.collators import model_inputs
 from hf_glmd.data.packing import ORIGINAL_IDS
 from hf_glmd.data.rows import LossMasked
 from hf_glmd.errors import UsageError
-from hf_glmd.models.class_heads import head_of, is_classifier
+from hf_glmd.models.class_heads import class_kind, head_of
 from hf_glmd.models.distributed import is_sharded
 from hf_glmd.models.encoders import is_encoder
 from hf_glmd.models.heads import is_masked_lm
@@ -63,7 +63,7 @@ class Objective:
             if kind_of(other) != kind:
                 raise UsageError(
                     f"the student {type(student).__name__} ({kind}) and the teacher {type(other).__name__} ({kind_of(other)}) do "
-                    "not predict the same words. Use two models of one kind."
+                    "not predict the same things. Use two models of one kind."
                 )
 
     @classmethod
@@ -173,8 +173,8 @@ def kind_of(model: nn.Module) -> str:
     """In words, what a model predicts."""
     if is_encoder(model):
         return "text encoder"
-    if is_classifier(model):
-        return "classifier"
+    if (kind := class_kind(model)) is not None:
+        return kind
     if getattr(model.config, "is_encoder_decoder", False):
         return "encoder-decoder"
     return "masked language model" if is_masked_lm(model) else "causal language model"
