@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hf_glmd.errors import UsageError
+from hf_glmd.models.sentence_modules import pooled_in_files
 from hf_glmd.utils.files import check_sums
 from hf_glmd.utils.remote_code import REMEDY, reason, trust_remote_code
 
@@ -108,7 +109,8 @@ def _is_named(auto_class: Any, config: Any) -> bool:
 
 
 def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Loads a model that predicts words, classes of texts or tokens, or answers to questions about a text, or a text encoder.
+    """Loads a model that predicts words, classes of texts or tokens, or answers to questions; or a text encoder, that of a
+    SentenceTransformer among them.
 
     It is in the dtype of the checkpoint unless `dtype` is given.
 
@@ -116,7 +118,9 @@ def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreT
     """
     config = load_config(name_or_path, kwargs.get("revision"))
     if predicts_nothing(config):
-        return load_checkpoint(name_or_path, **kwargs)
+        encoder = load_checkpoint(name_or_path, **kwargs)
+        encoder.own_pooling = pooled_in_files(name_or_path, kwargs.get("revision"))
+        return encoder
     if (auto_class := class_model_class(config)) is not None:
         return _loaded_whole(auto_class, name_or_path, **kwargs)
     return load_word_model(name_or_path, **kwargs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -96,6 +98,16 @@ class Objective:
     def rebound(self, student: nn.Module) -> Objective:
         """The same for another student of the same shape, as a search makes one for each trial."""
         return type(self)(student, self.teacher, self.args, self.processing_class, self.known_tokenizers)
+
+    @contextmanager
+    def saving(self, folder: Path, weights: Mapping[str, Tensor] | None) -> Iterator[Mapping[str, Tensor] | None]:
+        """Inside this context the student is written to a folder for use, not to go on from, and is nothing but itself.
+
+        Args:
+            weights: gathered from the processes, by name; None: they are not sharded.
+        Returns: those of the student.
+        """
+        yield weights
 
     def check_metrics(self) -> None:
         """Raises: UsageError, it has no choices that `compute_metrics` could get."""
