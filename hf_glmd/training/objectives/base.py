@@ -65,7 +65,7 @@ class Objective:
             if kind_of(other) != kind:
                 raise UsageError(
                     f"the student {type(student).__name__} ({kind}) and the teacher {type(other).__name__} ({kind_of(other)}) do "
-                    "not predict the same things. Use two models of one kind."
+                    "not predict the same words. Use two models of one kind."
                 )
 
     @classmethod
