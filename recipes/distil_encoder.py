@@ -70,7 +70,10 @@ def main() -> None:
     trainer.train()
     seconds = time.perf_counter() - started
     trainer.save_model()
-    find_carried_files(options.model, None).copy_to(options.output, vocab.report.size)
+    carried = find_carried_files(options.model, None)
+    if "modules.json" in carried.names:
+        (options.output / "modules.json").unlink()  # the teacher's do more: normalise, among others
+    carried.copy_to(options.output, vocab.report.size)
 
     texts = corpus["test"]["text"][:HELD_OUT]
     for name, model in (("before training", untrained), ("student", student)):

@@ -264,6 +264,43 @@ class ClassCollator:
         return {**{name: batch[name] for name in dict.fromkeys([*names, "attention_mask"])}, "prediction_mask": mask}
 
 
+class TokenClassCollator(ClassCollator):
+    """Pads rows of token ids for token classifiers; every token counts that is neither padding nor special.
+
+    Args:
+        tokenizer: pads. Where a row has no `special_tokens_mask`, its special tokens are special, all but the unknown one, which
+            stands for a word.
+        positions: "all", or "labels": the tokens count whose `labels` are not -100, as those that begin a word.
+    Raises: UsageError, the tokenizer cannot pad, or `positions` is neither.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, positions: Positions = "all") -> None:
+        super().__init__(tokenizer)
+        if positions not in ("all", "labels"):
+            raise UsageError(f"positions='{positions}' has no meaning for classes of tokens. Use 'all' or 'labels'.")
+        self.positions = positions
+        self._special = torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}))
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns: as `ClassCollator`, but `prediction_mask` bool [B, S], True where a token counts; and, of "labels", `targets`
+        int64 [B, S], the labels, which `compute_metrics` gets.
+        Raises: UsageError, "labels" of rows without."""
+        labelled = self.positions == "labels"
+        if labelled and any(row.get("labels") is None for row in rows):
+            raise UsageError("positions='labels', and a row has no labels. Give rows with labels, or use positions='all'.")
+        batch = super().__call__(rows)
+        rows = [trimmed(row, ("labels",) if labelled else ()) for row in rows]
+        ids, filled = batch["input_ids"], batch["attention_mask"].bool()
+        if labelled:
+            targets = torch.full_like(ids, IGNORE_INDEX)
+            for number, row in enumerate(rows):
+                targets[number, : len(row["labels"])] = torch.tensor(row["labels"])
+            return {**batch, "prediction_mask": filled & (targets != IGNORE_INDEX), "targets": targets}
+        said = torch.tensor([["special_tokens_mask" in row] for row in rows])
+        special = torch.where(said, _special_tokens(rows, ids), torch.isin(ids, self._special))
+        return {**batch, "prediction_mask": filled & ~special}
+
+
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids")
 """What collators make for both models to read, where there is such a thing."""
 

@@ -16,6 +16,10 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "s
 """Columns that say something of each token of a row."""
 
 
+ONE_PER_ROW = ("classifier", "question answerer", "text encoder")
+"""Kinds of models, as of `hf_glmd.training.objectives.base.kind_of`, of which a row counts once, whatever its length."""
+
+
 def trimmed(row: Mapping[str, Any], more: Sequence[str] = ()) -> dict[str, list[int]]:
     """The columns of a row that say something of each token, without the padding that `attention_mask` names at its ends.
 
@@ -70,7 +74,7 @@ class LossMasked:
         if "input_ids" not in batch:
             raise UsageError(f"{type(self.collator).__name__} makes batches of {', '.join(batch)}, without input_ids.")
         labels, ids = batch.pop("labels", None), batch["input_ids"]
-        if self.kind == "classifier":
+        if self.kind in ONE_PER_ROW:
             return batch | {"prediction_mask": torch.ones(len(ids), 1, dtype=torch.bool)}
         if self.kind == "encoder-decoder":
             return self._for_decoder(batch, labels)

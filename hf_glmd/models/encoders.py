@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING
+from transformers.modeling_outputs import BaseModelOutput
 
 from hf_glmd.models.heads import HeadRows
 
@@ -27,17 +28,32 @@ def mean_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def first_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B, S, H], padded on the right -> the first token's, [B, H], fp32 or wider."""
-    return states[:, 0].to(torch.promote_types(states.dtype, torch.float32))
+    """[B, S, H], int64 [B, S] -> the first token's behind padding on the left, if there is any, [B, H], fp32 or wider."""
+    return _at(states, attention_mask.argmax(1))
 
 
 def last_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B, S, H], int64 [B, S] padded on the right -> the last token's before the padding, [B, H], fp32 or wider."""
-    last = attention_mask.sum(1).clamp(min=1) - 1
-    return states[torch.arange(len(states), device=states.device), last].to(torch.promote_types(states.dtype, torch.float32))
+    """[B, S, H], int64 [B, S] -> the last token's before the padding, [B, H], fp32 or wider."""
+    return _at(states, attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1))
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_pooled, "cls": first_pooled, "lasttoken": last_pooled}
+def max_pooled(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """[B, S, H], int64 [B, S] -> the largest of each dimension over what is no padding, [B, H], fp32 or wider."""
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    return states.masked_fill(attention_mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    rows = torch.arange(len(states), device=states.device)
+    return states[rows, places].to(torch.promote_types(states.dtype, torch.float32))
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": mean_pooled,
+    "cls": first_pooled,
+    "max": max_pooled,
+    "lasttoken": last_pooled,
+}
 """By the names of sentence-transformers."""
 
 
@@ -55,6 +71,10 @@ class EncoderHead:
         self.size = model.config.get_text_config().hidden_size
         unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._accepted = set(inspect.signature(unwrapped.forward).parameters)
+        self._model = model
+        self._hook: Any = None
+        self._compute: Callable[[Tensor], Any] | None = None
+        self._computed: list[Any] = []
 
     def logits(
         self, model: nn.Module, inputs: Mapping[str, Any], positions: Tensor | None = None, rows: HeadRows | None = None
@@ -69,8 +89,26 @@ class EncoderHead:
     def of_logits(
         self, model: nn.Module, inputs: Mapping[str, Any], compute: Callable[[Tensor], Any], positions: Tensor | None = None
     ) -> Any:
-        """What `compute` makes of the hidden states, as `WordHead.of_logits`."""
-        return compute(self.logits(model, inputs))
+        """What `compute` makes of the hidden states, in the model's forward, as `WordHead.of_logits`."""
+        if self._hook is None:
+            self._hook = self._model.register_forward_hook(self._at_output)
+        self._compute, self._computed = compute, []
+        try:
+            states = self.logits(model, inputs)
+            (result,) = self._computed or [compute(states)]
+            # What the wrappers around the model did to its output, the result has to go through in the backward.
+            return states if isinstance(result, Tensor) and result.requires_grad else result
+        finally:
+            self._compute, self._computed = None, []
+
+    @torch.compiler.disable  # it does something else each time, so a compiled model has to leave it alone
+    def _at_output(self, module: nn.Module, read: Any, output: Any) -> Any:
+        """Where the result is a loss, it alone is the output: DDP takes the pooler, which nothing is made of, for unused then."""
+        if self._compute is None:
+            return None
+        result = self._compute(output.last_hidden_state)
+        self._computed.append(result)
+        return BaseModelOutput(last_hidden_state=result) if isinstance(result, Tensor) and result.requires_grad else None
 
     def rows(self, token_ids: Tensor) -> None:
         """Nothing: the width is the same, whichever tokens were kept."""

@@ -44,8 +44,8 @@ def output_embedding(model: nn.Module) -> nn.Module:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         raise UsageError(
-            f"{type(model).__name__} predicts no words: it has no output embedding. "
-            "Load it with AutoModelForMaskedLM, AutoModelForCausalLM or AutoModelForSeq2SeqLM."
+            f"{type(model).__name__} predicts no words: it has no output embedding. Use a checkpoint that was trained with one: "
+            "AutoModelForMaskedLM, AutoModelForCausalLM or AutoModelForSeq2SeqLM loads it without new weights."
         )
     return head
 

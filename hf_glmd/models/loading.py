@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hf_glmd.errors import UsageError
+from hf_glmd.models.sentence_modules import pooled_in_files
 from hf_glmd.utils.files import check_sums
 from hf_glmd.utils.remote_code import REMEDY, reason, trust_remote_code
 
@@ -34,14 +35,8 @@ logger = logging.getLogger(__name__)
 
 AUTO_CLASSES = (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_AUTO_CLASSES = (
-    AutoModelForPreTraining,
-    *AUTO_CLASSES,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoModelForQuestionAnswering,
-    AutoModel,
-)
+_CLASS_AUTO_CLASSES = (AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering)
+_AUTO_CLASSES = (AutoModelForPreTraining, *AUTO_CLASSES, *_CLASS_AUTO_CLASSES, AutoModel)
 
 
 def word_model_class(config) -> type:
@@ -88,36 +83,46 @@ def _loaded_whole(auto_class: Any, name_or_path: str | PathLike[str], **kwargs: 
     return model
 
 
+def class_model_class(config) -> Any:
+    """The auto class of a model with a head for classes of texts or tokens, or for answers, by the `architectures` of its
+    configuration; None: it has no such head."""
+    own = [auto for auto in _own_classes(config)[:1] if auto in _CLASS_AUTO_CLASSES]
+    return next((auto for auto in (*own, *_CLASS_AUTO_CLASSES) if auto in own or _is_named(auto, config)), None)
+
+
 def predicts_classes(config) -> bool:
     """Whether a configuration is that of a model with a head for sequence classification, by its `architectures`."""
-    known = AutoModelForSequenceClassification._model_mapping
-    if AutoModelForSequenceClassification in _own_classes(config)[:1]:
-        return True
+    return class_model_class(config) is AutoModelForSequenceClassification
+
+
+def predicts_nothing(config) -> bool:
+    """Whether a configuration is that of an encoder without a head, by its `architectures`."""
+    return not config.is_encoder_decoder and _is_named(AutoModel, config)
+
+
+def _is_named(auto_class: Any, config: Any) -> bool:
+    """Whether the `architectures` of a configuration name what an auto class loads."""
+    known = auto_class._model_mapping
     classes = known[type(config)] if type(config) in known else ()
     names = {found.__name__ for found in (classes if isinstance(classes, tuple) else (classes,))}
     return any(name in names for name in config.architectures or ())
 
 
-def predicts_nothing(config) -> bool:
-    """Whether a configuration is that of an encoder without a head, by its `architectures`."""
-    known = AutoModel._model_mapping
-    classes = known[type(config)] if type(config) in known else ()
-    names = {found.__name__ for found in (classes if isinstance(classes, tuple) else (classes,))}
-    return not config.is_encoder_decoder and any(name in names for name in config.architectures or ())
-
-
 def load_teacher_model(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Loads a model that predicts words or the classes of texts, or a text encoder.
+    """Loads a model that predicts words, classes of texts or tokens, or answers to questions; or a text encoder, that of a
+    SentenceTransformer among them.
 
     It is in the dtype of the checkpoint unless `dtype` is given.
 
-    Raises: UsageError, there is no such model, or it is none of these.
+    Raises: UsageError, there is no such model, it is none of these, or a weight of its head is not in the checkpoint.
     """
     config = load_config(name_or_path, kwargs.get("revision"))
     if predicts_nothing(config):
-        return load_checkpoint(name_or_path, **kwargs)
-    if predicts_classes(config):
-        return _loaded_whole(AutoModelForSequenceClassification, name_or_path, **kwargs)
+        encoder = load_checkpoint(name_or_path, **kwargs)
+        encoder.own_pooling = pooled_in_files(name_or_path, kwargs.get("revision"))
+        return encoder
+    if (auto_class := class_model_class(config)) is not None:
+        return _loaded_whole(auto_class, name_or_path, **kwargs)
     return load_word_model(name_or_path, **kwargs)
 
 

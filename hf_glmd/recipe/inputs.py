@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from hf_glmd.data.corpus import load_corpus, require_text
 from hf_glmd.errors import UsageError
 from hf_glmd.models.lengths import max_positions, row_length
-from hf_glmd.models.loading import load_config, load_word_model, predicts_classes, word_model_class
+from hf_glmd.models.loading import class_model_class, load_config, load_word_model, word_model_class
 from hf_glmd.models.student import check_student_settings
 from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
@@ -95,7 +95,7 @@ class Inputs:
     def check_teacher(self) -> None:
         """Raises: UsageError, the teacher is missing, of the wrong kind, or cannot do what the recipe asks of it."""
         recipe = self.recipe
-        if predicts_classes(self.teacher_config):
+        if class_model_class(self.teacher_config) is not None:
             raise UsageError(
                 f"teacher '{recipe.teacher.model}' is a classifier: {self.teacher_config.architectures[0]} predicts no words. "
                 "Use a language model, or distil classifiers in Python: GLMDTrainer with objective='soft_label'."

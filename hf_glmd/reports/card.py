@@ -346,14 +346,14 @@ def pipeline_tag(config: Any) -> str | None:
 
 def pipeline_tag_of(model: Any) -> str:
     """The Hub's word for what a model predicts."""
-    from hf_glmd.models.class_heads import is_classifier
+    from hf_glmd.models.class_heads import class_kind
     from hf_glmd.models.encoders import is_encoder
     from hf_glmd.models.heads import is_masked_lm
 
     if is_encoder(model):
         return "feature-extraction"
-    if is_classifier(model):
-        return "text-classification"
+    if (kind := class_kind(model)) is not None:
+        return {"classifier": "text-classification", "token classifier": "token-classification"}.get(kind, "question-answering")
     if getattr(model.config, "is_encoder_decoder", False):
         return "text2text-generation"
     return "fill-mask" if is_masked_lm(model) else "text-generation"

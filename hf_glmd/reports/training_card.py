@@ -29,6 +29,8 @@ from hf_glmd.utils.text import markdown_table, markdown_text
 OBJECTIVES = {
     "word_prediction": "word prediction",
     "soft_label": "soft labels",
+    "token_label": "soft labels of tokens",
+    "span": "soft labels of answers' ends",
     "embedding": "embeddings of texts",
 }
 

@@ -20,6 +20,7 @@ from hf_glmd.models.distributed import prepare_frozen
 from hf_glmd.models.encoders import EncoderHead
 from hf_glmd.models.heads import HeadInputs, HeadRows, evaluating
 from hf_glmd.models.loading import load_teacher_model
+from hf_glmd.models.sentence_modules import encoder_inside
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.vocab.vocab_map import VocabMap
 
@@ -31,7 +32,8 @@ class LiveTeacher(Teacher):
     embedding that the student lacks are never multiplied.
 
     Args:
-        model: a model that predicts words or the classes of texts, or its Hub name or path. It is frozen and put into
+        model: a model that predicts words, classes or answers, a text encoder, a `SentenceTransformer`, or the
+            Hub name or path of one. It is frozen and put into
             evaluation mode.
         vocab_map: the student's vocabulary. None: both share one.
     """
@@ -40,6 +42,7 @@ class LiveTeacher(Teacher):
         if not isinstance(model, nn.Module):
             # Checkpoints in half precision are slow and coarse on a CPU.
             model = load_teacher_model(model, **({} if torch.accelerator.is_available() else {"dtype": torch.float32}))
+        model = encoder_inside(model)
         self.model = self._running = model
         self._freeze()
         self.vocab_map = vocab_map

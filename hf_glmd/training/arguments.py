@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_teacher_model
+from hf_glmd.models.sentence_modules import encoder_inside
 from hf_glmd.training.config import GLMDConfig
 from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
@@ -94,7 +95,7 @@ def as_student(
     """A student to look at, and what `transformers.Trainer` is given as `model`.
 
     Args:
-        model: also its Hub name or path, loaded in float32. None: `model_init` makes it.
+        model: also its Hub name or path, loaded in float32; of a `SentenceTransformer` its encoder. None: `model_init` makes it.
         model_init: as of the Trainer, also called for each trial of a hyperparameter search.
         peft_config: of adapters that it is to get.
     Raises: UsageError, there is neither, or both; or it has adapters already.
@@ -110,6 +111,7 @@ def as_student(
         return model_init(None) if takes_trial else model_init(), None
     if isinstance(model, (str, PathLike)):
         model = load_teacher_model(model, dtype=torch.float32)
+    model = encoder_inside(model)
     if peft_config is not None:
         model = _with_adapters(model, peft_config)
     return model, model

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB
 from hf_glmd.models.distributed import load_whole_unless_asked
+from hf_glmd.models.encoders import POOLINGS
 from hf_glmd.training.objectives.kinds import default_temperatures
 
 LOWER_IS_BETTER = ("loss", "kl", "cross_entropy", "perplexity", "absolute_difference")
@@ -95,9 +96,10 @@ class GLMDConfig(TrainingArguments):
     objective: str = field(
         default="word_prediction",
         metadata={
-            "help": "word_prediction: KL to the teacher's predictions of words. soft_label: cross-entropy with its answers to a "
-            "cloze task or, of two classifiers, with its classes; with its number, of a regression, the squared difference. "
-            "embedding: of two text encoders, what pooling makes of their last hidden states."
+            "help": "word_prediction: KL to the teacher's predictions of words. soft_label: cross-entropy with what its head "
+            "says, by the kind of model: answers to a cloze task, classes of texts (of a regression the squared difference), "
+            "classes of tokens, where an answer begins and ends. token_label, span: the last two by name. embedding: of two text "
+            "encoders, what pooling makes of their last hidden states."
         },
     )
     temperature: float | None = field(
@@ -136,17 +138,26 @@ class GLMDConfig(TrainingArguments):
             "Unset: each row of text is split, the encoder reads its beginning and the decoder predicts the rest."
         },
     )
-    pooling: str = field(
-        default="mean",
-        metadata={"help": "For embeddings, how a text's hidden states become one vector: mean, cls (the first) or lasttoken."},
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "For embeddings, how a text's hidden states become one vector: mean (over what is no padding), cls (the "
+            "first), max or lasttoken. A SentenceTransformer says it itself. Unset: as such a teacher, otherwise mean."
+        },
     )
     embedding_loss: str = field(
         default="mse",
-        metadata={"help": "For embeddings. mse: the squared difference, the mean over the width. cosine: 1 - cosine."},
+        metadata={
+            "help": "For embeddings. mse: the squared difference, the mean over the width (MSELoss of sentence-transformers); it "
+            "also teaches lengths, for scores by dot product. cosine: 1 - cosine, where only directions matter."
+        },
     )
     pair_column: str | None = field(
         default=None,
-        metadata={"help": "For classifiers, when a dataset of text is tokenised: column of the second text of each pair."},
+        metadata={
+            "help": "For classifiers, when a dataset of text is tokenised: column of the second text of each pair. For question "
+            "answering: of the texts that the questions in text_column are about."
+        },
     )
     teacher_reads_replaced: bool = field(
         default=False,
@@ -214,8 +225,8 @@ class GLMDConfig(TrainingArguments):
             )
         if self.positions not in ("all", "masked", "labels"):
             mistakes.append(f"positions='{self.positions}' is unknown, use 'all', 'masked' or 'labels'")
-        if self.pooling not in ("mean", "cls", "lasttoken"):
-            mistakes.append(f"pooling='{self.pooling}' is unknown, use 'mean', 'cls' or 'lasttoken'")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            mistakes.append(f"pooling='{self.pooling}' is unknown, use 'mean', 'cls', 'max' or 'lasttoken'")
         if self.embedding_loss not in ("mse", "cosine"):
             mistakes.append(f"embedding_loss='{self.embedding_loss}' is unknown, use 'mse' or 'cosine'")
         if self.mlm_probability is not None and not 0 <= self.mlm_probability < 1:

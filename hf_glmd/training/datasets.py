@@ -11,12 +11,15 @@ import datasets
 import pyarrow.compute
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_glmd.data.collators import ROW_COLUMNS
 from hf_glmd.data.packing import is_mapped, mapped_rows, pack_blocks, pair_rows, require_column, texts_of
 from hf_glmd.data.sources import load_rows, with_text
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
+
+logger = logging.get_logger(__name__)
 
 _LOOKED_AT_ONCE = 10_000
 
@@ -29,6 +32,7 @@ def token_rows(
     limit: int,
     classes: bool = False,
     input_rows: int | None = None,
+    questions: bool = False,
 ) -> Any:
     """The data set with a column `input_ids`, or several by name; None stays None.
 
@@ -40,10 +44,12 @@ def token_rows(
         limit: the most token ids that both models can read.
         classes: each text, or pair of texts, is one row, of which a class is predicted.
         input_rows: rows of the student's input embedding; None: they are not known.
+        questions: of the pairs the first text is a question about the second, see `class_rows`.
     Raises: UsageError, there is neither text nor token ids, or a row is longer than `limit`.
     """
     if isinstance(dataset, Mapping) and not isinstance(dataset, datasets.Dataset):
-        return {name: token_rows(part, tokenizer, args, length, limit, classes, input_rows) for name, part in dataset.items()}
+        options = (tokenizer, args, length, limit, classes, input_rows, questions)
+        return {name: token_rows(part, *options) for name, part in dataset.items()}
     columns = None if dataset is None else columns_of(dataset)
     if columns is None:
         return dataset
@@ -65,7 +71,7 @@ def token_rows(
         dataset = with_text(dataset, name)
     with PartialState().local_main_process_first():  # the others read what the first one cached
         if classes:
-            return class_rows(dataset, tokenizer, length, args.text_column, args.pair_column)
+            return class_rows(dataset, tokenizer, length, args.text_column, args.pair_column, questions)
         if args.target_column is not None:
             return pair_rows(dataset, tokenizer, length, args.text_column, args.target_column)
         return pack_blocks(dataset, tokenizer, length, column=args.text_column, separate=args.separate_documents)
@@ -147,17 +153,29 @@ def _longest(dataset: Any) -> int:
 
 
 def class_rows(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, column: str, pair_column: str | None = None
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    column: str,
+    pair_column: str | None = None,
+    questions: bool = False,
 ) -> datasets.Dataset:
-    """Tokenises a column, or two, as the tokenizer's model is used to reading them; too long texts lose their ends.
+    """Tokenises a column, or two, as its model is used to reading them; too long ones are cut at their ends, and it is said.
 
+    Args:
+        questions: the first column holds questions about the second, which alone is cut. Tokenizers that pad on the left read the
+            question last, as in the examples of transformers.
     Returns: `Dataset` of `input_ids` (list of int) and, where the tokenizer makes them, `token_type_ids`; of a `MappedTokenizer`
         also `original_input_ids`. No other column stays, so no label does.
-    Raises: UsageError, a column is missing.
+    Raises: UsageError, a column is missing, or a question leaves no room for its text.
     """
     columns = [column] if pair_column is None else [column, pair_column]
     for name in columns:
         require_column(dataset, name)
+    truncation: bool | str = True
+    if questions:
+        reads_last = tokenizer.padding_side == "left"
+        columns, truncation = (columns[::-1], "only_first") if reads_last else (columns, "only_second")
     tokenizer = copy.deepcopy(tokenizer)  # a tokenizer.json that is saved later must not hold this truncation
     options = {"return_original_ids": True} if is_mapped(tokenizer) else {}
 
@@ -166,7 +184,18 @@ def class_rows(
         if not texts[0]:
             return {"input_ids": []}
         # A special token that is written out in a text is plain text there.
-        rows = tokenizer(*texts, truncation=True, max_length=max_length, split_special_tokens=True, verbose=False, **options)
+        more = {"max_length": max_length, "split_special_tokens": True, "verbose": False}
+        try:
+            rows = tokenizer(*texts, truncation=truncation, **more, **options)
+        except Exception as error:  # the tokenizers library has no class of its own for this
+            if not questions or "runcation" not in str(error):
+                raise
+            raise UsageError(
+                f"a question of column '{column}' leaves no room for its text in max_length={max_length} token ids. Raise "
+                "max_length, or leave such rows out."
+            ) from error
+        if any(encoding.overflowing for encoding in rows.encodings or ()):
+            logger.warning_once(f"Texts of more than {max_length} token ids lose their ends: max_length says how many are read.")
         return {name: rows[name] for name in ROW_COLUMNS if name in rows}
 
     return mapped_rows(dataset, tokenised, desc="Tokenising texts")

@@ -19,6 +19,7 @@ from hf_glmd.data.collators import MODEL_INPUTS
 from hf_glmd.errors import UsageError
 from hf_glmd.models.lengths import readable, row_length
 from hf_glmd.models.loading import merged_copy
+from hf_glmd.models.sentence_modules import encoder_inside
 from hf_glmd.reports.card import pipeline_tag_of
 from hf_glmd.reports.training_card import Sizes
 from hf_glmd.teachers.base import Teacher
@@ -49,6 +50,11 @@ def in_words_if_worse(name: str, start: float, end: float, remedy: str) -> str |
     return f"the student is further from its teacher than before training: {name} went from {start:.4g} to {end:.4g}. {remedy}"
 
 
+def _is_checkpoint(folder: str | None) -> bool:
+    """Whether a model is written to go on from, rather than for use."""
+    return folder is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR)
+
+
 DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
 
 
@@ -67,7 +73,9 @@ class GLMDTrainer(PublishingTrainer):
     teacher's.
 
     Args:
-        model: the student; one that predicts words or, for `soft_label`, an `AutoModelForSequenceClassification`.
+        model: the student; one that predicts words; for `soft_label` also an `AutoModelForSequenceClassification`,
+            `AutoModelForTokenClassification` or `AutoModelForQuestionAnswering`; for `embedding` an `AutoModel` or a
+            `SentenceTransformer`, whose encoder is trained in place.
         teacher: a model, its Hub name or path, the path of a cache, a list of these (the mean of their predictions), or a
             teacher: `LiveTeacher`, `AdaptersOffTeacher`, `TeacherEnsemble`, `TeacherCache`. It is frozen, and never saved with
             the student.
@@ -75,10 +83,11 @@ class GLMDTrainer(PublishingTrainer):
         train_dataset, eval_dataset: rows of `input_ids` in the student's ids, or of text (`args.text_column`), which is then
             packed into blocks: a data set, or whatever else `VocabShrinker.count` takes, such as a path or a list of texts. For
             `soft_label`: cloze rows, as `ClozeTask.encode` makes them; or, of two classifiers, rows of `input_ids`, or of text
-            (`args.text_column`, `args.pair_column`). Other columns are ignored.
+            (`args.text_column`, `args.pair_column`). Other columns are ignored. Each objective says what its rows are.
         processing_class: the student's tokenizer.
         vocab_map: the student's vocabulary, as cut from the teacher's. None: both share one.
-        data_collator: default: `WordPredictionCollator`, `CandidateCollator` or, of classifiers, `ClassCollator`.
+        data_collator: default: `WordPredictionCollator`, `CandidateCollator`, or by the kind of model `ClassCollator`,
+            `TokenClassCollator`.
         peft_config: a `peft.PeftConfig`: the student gets new adapters, and these alone are trained.
         **kwargs: of `transformers.Trainer`.
     Raises: UsageError, the two vocabularies do not fit, or a row or setting makes no sense with the others.
@@ -106,7 +115,7 @@ class GLMDTrainer(PublishingTrainer):
         processing_class = as_tokenizer(processing_class)
         self._trimming = trimming_of(processing_class)
         model, kwargs["model"] = as_student(model, kwargs.get("model_init"), peft_config)
-        if teacher is model:
+        if encoder_inside(teacher) is model:
             raise UsageError(
                 "the teacher is the student itself, so there is nothing to learn. Pass copy.deepcopy(model) as the teacher, or "
                 "AdaptersOffTeacher(model) for a student with adapters."
@@ -119,13 +128,14 @@ class GLMDTrainer(PublishingTrainer):
             if tokenizer is not None:
                 check_same_words(processing_class, tokenizer, vocab_map)
         teacher.check_fits(processing_class, args.objective, args.temperature)
+        self.student_sizes = Sizes.of(model)  # before an objective adds what is trained along
         objective = objective_for(args.objective, model)
         # Not `objective`: there a search of hyperparameters keeps the score of a trial.
         self.training_objective = objective(model, teacher, args, processing_class, known_tokenizers=None not in tokenizers)
         self.teacher = self.training_objective.teacher
         if kwargs.get("compute_metrics") is not None:
             self.training_objective.check_metrics()
-        self.student_sizes, self.teacher_sizes = Sizes.of(model), [Sizes.of(one) for one in self.teacher.models]
+        self.teacher_sizes = [Sizes.of(one) for one in self.teacher.models]
         self.pipeline_tag = pipeline_tag_of(model)
         train_dataset = loaded_rows(train_dataset, args.text_column)
         # Of a DatasetDict all splits are evaluated, as of any other dict.
@@ -311,15 +321,19 @@ class GLMDTrainer(PublishingTrainer):
         # Tokenising the rows has set truncation and padding, which would be written into tokenizer.json.
         set_trimming(self.processing_class, self._trimming)
         with self._saved_as_wanted(output_dir):
-            super()._save(output_dir, state_dict)
+            if _is_checkpoint(output_dir):
+                super()._save(output_dir, state_dict)
+            else:
+                folder = Path(output_dir or self.args.output_dir)
+                with self.training_objective.saving(folder, state_dict) as weights:
+                    super()._save(output_dir, weights)
         if self.args.should_save and self.vocab_map is not None:
             self.vocab_map.save(output_dir or self.args.output_dir)
 
     @contextmanager
     def _saved_as_wanted(self, output_dir: str | None) -> Iterator[None]:
         """Inside this context `model` is what is to be written: with merged adapters, unless it is for a checkpoint."""
-        checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
-        if checkpoint or not self.args.merge_adapters:
+        if _is_checkpoint(output_dir) or not self.args.merge_adapters:
             yield
             return
         trained, self.model = self.model, merged_copy(self.model)

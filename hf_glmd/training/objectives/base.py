@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from hf_glmd.data.collators import model_inputs
 from hf_glmd.data.packing import ORIGINAL_IDS
 from hf_glmd.data.rows import LossMasked
 from hf_glmd.errors import UsageError
-from hf_glmd.models.class_heads import head_of, is_classifier
+from hf_glmd.models.class_heads import class_kind, head_of
 from hf_glmd.models.distributed import is_sharded
 from hf_glmd.models.encoders import is_encoder
 from hf_glmd.models.heads import is_masked_lm
@@ -97,6 +99,16 @@ class Objective:
         """The same for another student of the same shape, as a search makes one for each trial."""
         return type(self)(student, self.teacher, self.args, self.processing_class, self.known_tokenizers)
 
+    @contextmanager
+    def saving(self, folder: Path, weights: Mapping[str, Tensor] | None) -> Iterator[Mapping[str, Tensor] | None]:
+        """Inside this context the student is written to a folder for use, not to go on from, and is nothing but itself.
+
+        Args:
+            weights: gathered from the processes, by name; None: they are not sharded.
+        Returns: those of the student.
+        """
+        yield weights
+
     def check_metrics(self) -> None:
         """Raises: UsageError, it has no choices that `compute_metrics` could get."""
 
@@ -173,8 +185,8 @@ def kind_of(model: nn.Module) -> str:
     """In words, what a model predicts."""
     if is_encoder(model):
         return "text encoder"
-    if is_classifier(model):
-        return "classifier"
+    if (kind := class_kind(model)) is not None:
+        return kind
     if getattr(model.config, "is_encoder_decoder", False):
         return "encoder-decoder"
     return "masked language model" if is_masked_lm(model) else "causal language model"

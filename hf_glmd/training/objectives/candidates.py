@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_glmd.data.collators import QUESTION_COLUMNS, CandidateCollator, model_inputs
 from hf_glmd.data.packing import ORIGINAL_IDS
 from hf_glmd.losses.soft_labels import soft_label_loss
-from hf_glmd.models.class_heads import is_classifier
+from hf_glmd.models.class_heads import class_kind
 from hf_glmd.models.encoders import is_encoder
 from hf_glmd.models.heads import at_positions
 from hf_glmd.tasks.candidates import candidate_scores
@@ -39,7 +39,7 @@ class Candidates(Objective):
 
     @classmethod
     def suits(cls, name: str, model: nn.Module) -> bool:
-        return name == cls.name and not is_classifier(model) and not is_encoder(model)
+        return name == cls.name and class_kind(model) is None and not is_encoder(model)
 
     @classmethod
     def collator(cls, args: Any, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> CandidateCollator:

@@ -12,16 +12,18 @@ from hf_glmd.training.objectives.base import Objective
 from hf_glmd.training.objectives.candidates import Candidates
 from hf_glmd.training.objectives.classes import Classes
 from hf_glmd.training.objectives.embeddings import Embeddings
+from hf_glmd.training.objectives.spans import Spans
+from hf_glmd.training.objectives.token_classes import TokenClasses
 from hf_glmd.training.objectives.word_prediction import WordPrediction
 
-OBJECTIVES: list[type[Objective]] = [WordPrediction, Classes, Candidates, Embeddings]
+OBJECTIVES: list[type[Objective]] = [WordPrediction, Classes, TokenClasses, Spans, Candidates, Embeddings]
 """Asked in this order whether they suit, see `Objective.suits`."""
 
 
 def objective_for(name: str, model: nn.Module) -> type[Objective]:
     """The objective that `GLMDConfig.objective` means for a student."""
-    named = [objective for objective in OBJECTIVES if objective.name == name]
-    return next((objective for objective in named if objective.suits(name, model)), named[0])
+    suiting = [objective for objective in OBJECTIVES if objective.suits(name, model)]
+    return next(iter(suiting), None) or next(objective for objective in OBJECTIVES if objective.name == name)
 
 
 def default_temperatures() -> dict[str, float]:

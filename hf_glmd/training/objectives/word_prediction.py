@@ -18,7 +18,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.losses.functional import kl_loss, word_prediction_loss_from_logits, word_prediction_scores
 from hf_glmd.losses.reference import IGNORE_INDEX, dense_word_prediction_loss
 from hf_glmd.losses.topk import TopTokens, topk_word_prediction_loss, topk_word_prediction_scores
-from hf_glmd.models.class_heads import is_classifier
+from hf_glmd.models.class_heads import QUESTION_ANSWERER, class_kind
 from hf_glmd.models.encoders import is_encoder
 from hf_glmd.models.heads import HeadInputs, at_positions, is_masked_lm
 from hf_glmd.teachers.vocabularies import first_rows_of, with_shared_rows
@@ -43,9 +43,10 @@ class WordPrediction(Objective):
                 f"objective='{self.name}' is about words, and {type(self.student).__name__} predicts none: it has no head. Use "
                 "objective='embedding', or a checkpoint that was trained with a head for words."
             )
-        if is_classifier(self.student):
+        if (kind := class_kind(self.student)) is not None:
+            predicted = "answers" if kind == QUESTION_ANSWERER else "classes"
             raise UsageError(
-                f"objective='{self.name}' is about words, and {type(self.student).__name__} predicts classes. Use "
+                f"objective='{self.name}' is about words, and {type(self.student).__name__} predicts {predicted}. Use "
                 "objective='soft_label', or distil the words first, with a model that predicts them."
             )
         mapped = self.teacher.vocab_map is not None
