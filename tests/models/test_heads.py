@@ -5,8 +5,7 @@ import peft
 import pytest
 import torch
 import vocab_helpers
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
 from hf_glmd import UsageError
@@ -244,9 +243,8 @@ def test_models_that_fill_blanks_are_known(name, expected):
 def test_a_model_that_was_trained_under_autocast_is_known_again():
     """accelerate leaves its autocast around the forward of what it has trained, whose roundings are not the head's."""
     model = vocab_helpers.tiny_model("bert")
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    accelerator.prepare_model(model)
+    model._original_forward = model.forward  # as `Accelerator.prepare_model` does it
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
     wrapped = model.forward
     head = WordHead(model)
     assert head.fallback is None and model.forward is wrapped
-    AcceleratorState._reset_state(reset_partial_state=True)
