@@ -117,7 +117,7 @@ def test_the_benchmark_of_settings_trains_each_from_the_same_start(tmp_path, cap
     assert load("settings").main([*options, "--batch", "4", "--settings", "0", "5", "--output", str(tmp_path / "out.json")]) == 0
     first, last = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert first["kl_before"] == last["kl_before"] and first["kl"] != last["kl"] and first["positions"] == last["positions"] > 0
-    assert capsys.readouterr().out.count(" -> ") == 4
+    assert capsys.readouterr().out.count(" -> ") == 6
 
 
 def test_the_table_of_invariance_compares_each_cut_with_the_first(tmp_path, capsys):
