@@ -154,8 +154,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
     from hf_glmd.evaluation.words import compare_word_predictions, model_facts
     from hf_glmd.models.heads import is_masked_lm, output_embedding
     from hf_glmd.models.lengths import readable, row_length
-    from hf_glmd.models.loading import load_config
-    from hf_glmd.reports.card import pipeline_tag
+    from hf_glmd.models.loading import load_config, predicts_nothing
     from hf_glmd.tasks.catalogue import task_by_name
     from hf_glmd.teachers.live import LiveTeacher
     from hf_glmd.teachers.vocabularies import check_same_words, with_shared_rows
@@ -163,7 +162,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> ModelScores:
     from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
     from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
-    if pipeline_tag(load_config(options.model, options.revision)) == "feature-extraction":
+    if predicts_nothing(load_config(options.model, options.revision)):
         return _evaluate_encoder(options)
     tasks = [task_by_name(name) for name in options.tasks]
     texts = _texts(options)

@@ -254,11 +254,11 @@ def _embedding_shift(shrinker: VocabShrinker, vocab: ShrunkVocab, small: Any, mo
     """How far the embeddings of some texts moved, those that were not counted if there are any; None: it is no encoder."""
     import dataclasses
 
+    from hf_glmd.models.encoders import is_encoder
     from hf_glmd.models.lengths import readable, row_length
-    from hf_glmd.reports.card import pipeline_tag
     from hf_glmd.shrinking.embeddings import compare_embeddings
 
-    if pipeline_tag(model.config) != "feature-extraction" or model.config.is_encoder_decoder:
+    if not is_encoder(model):
         return None
     held_out = [text for corpus in shrinker.corpora.values() for text in corpus.held_out]
     texts = (held_out or shrinker.sample(EMBEDDED_TEXTS))[:EMBEDDED_TEXTS]
