@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 
 from hf_glmd.errors import UsageError
 from hf_glmd.models.encoders import POOLINGS
-from hf_glmd.utils.files import read_json, write_json
+from hf_glmd.utils.files import read_json, replaced, write_json
 
 _FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -129,7 +129,8 @@ def write_modules(folder: str | PathLike[str], width: int, pooled: Pooled, proje
         sizes = {"in_features": projection.shape[1], "out_features": projection.shape[0], "bias": False}
         activation = {"activation_function": "torch.nn.modules.linear.Identity"}
         write_json(folder / "2_Dense" / "config.json", sizes | activation)
-        save_file({"linear.weight": projection.detach().cpu().contiguous()}, folder / "2_Dense" / "model.safetensors")
+        with replaced(folder / "2_Dense" / "model.safetensors") as unfinished:
+            save_file({"linear.weight": projection.detach().cpu().contiguous()}, unfinished)
     if pooled.normalized:
         write_json(folder / paths[-1] / "config.json", {})
     modules = [

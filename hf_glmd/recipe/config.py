@@ -72,6 +72,25 @@ class StudentSection:
     config: dict[str, Any] = _help(
         "Other values of the model's configuration, e.g. {hidden_size: 512}; needs init: random.", factory=dict
     )
+    model: str | None = _help(
+        "Instead of all these: a smaller checkpoint to start from, a folder or a model on the Hub, with the teacher's tokenizer.",
+        None,
+    )
+    revision: str | None = _help("Of student.model: branch, tag or commit on the Hub.", None)
+
+    def __post_init__(self) -> None:
+        if self.init not in ("teacher", "random"):
+            raise UsageError(f"student.init='{self.init}' is unknown. Use 'teacher' or 'random'.")
+        if self.model is None and self.revision is not None:
+            raise UsageError(f"student.revision={self.revision} is that of no model. Set student.model, or leave it out.")
+        built = {"num_layers": self.num_layers, "layers": self.layers, "config": self.config or None}
+        built |= {"init": "random" if self.init == "random" else None}
+        said = [f"student.{name}={value}" for name, value in built.items() if value is not None]
+        if self.model is not None and said:
+            raise UsageError(
+                f"student.model='{self.model}' is a whole model, and {' and '.join(said)} would build one of the teacher. Leave "
+                "one of them out."
+            )
 
 
 @dataclass
@@ -238,8 +257,6 @@ class Recipe:
         return self.teacher.trust_remote_code
 
     def __post_init__(self) -> None:
-        if self.student.init not in ("teacher", "random"):
-            raise UsageError(f"student.init='{self.student.init}' is unknown. Use 'teacher' or 'random'.")
         for stage in STAGES:
             options = getattr(self, stage)
             if options is None:

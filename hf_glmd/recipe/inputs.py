@@ -17,6 +17,7 @@ from hf_glmd.models.loading import class_model_class, load_config, load_word_mod
 from hf_glmd.models.student import check_student_settings
 from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
+from hf_glmd.teachers.vocabularies import check_same_words
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.tokenizer_files import set_missing_pad_token
 
@@ -51,6 +52,17 @@ class Inputs:
         return load_word_model(self.recipe.teacher.model, dtype=torch.float32, revision=self.recipe.teacher.revision)
 
     @cached_property
+    def student_config(self) -> Any:
+        """Of the checkpoint that the student starts from; None: it is built of the teacher."""
+        section = self.recipe.student
+        return None if section.model is None else load_config(section.model, revision=section.revision)
+
+    def load_student(self) -> PreTrainedModel:
+        """The checkpoint that the student starts from, before its vocabulary is cut, in fp32."""
+        section = self.recipe.student
+        return load_word_model(section.model, dtype=torch.float32, revision=section.revision)
+
+    @cached_property
     def tasks(self) -> list[TaskInputs]:
         return [TaskInputs(section, self.recipe, self.state, self) for section in self.recipe.task_sections]
 
@@ -80,10 +92,17 @@ class Inputs:
     @property
     def readable(self) -> int:
         """The most token ids that a row has, unless the recipe says otherwise."""
-        return row_length(None, max_positions(self.teacher_config), self.teacher_tokenizer)
+        return row_length(None, self._positions, self.teacher_tokenizer)
+
+    @property
+    def _positions(self) -> int:
+        """The most token ids that both models can read."""
+        return min(max_positions(config) for config in (self.teacher_config, self.student_config) if config is not None)
 
     @property
     def num_layers(self) -> int:
+        if self.student_config is not None:
+            return self.student_config.num_hidden_layers
         return self.recipe.student.num_layers or max(1, self.teacher_config.num_hidden_layers // 2)
 
     def load_data(self) -> None:
@@ -113,10 +132,19 @@ class Inputs:
                     "predicts the next word. Set it to 0."
                 )
         for name, length in (("max_length", self.max_length), *(("task.max_length", task.length) for task in self.tasks)):
-            if length > max_positions(self.teacher_config):
-                raise UsageError(
-                    f"{name}={length} is more than the {max_positions(self.teacher_config)} tokens the teacher can read."
-                )
+            if length > self._positions:
+                both = "" if self.student_config is None else f" together with student.model='{recipe.student.model}'"
+                raise UsageError(f"{name}={length} is more than the {self._positions} tokens the teacher can read{both}.")
+        if self.student_config is None:
+            self._check_student_settings()
+        else:
+            self._check_student_model()
+        for task in self.tasks:
+            task.check_tokenizer(self.teacher_tokenizer)
+
+    def _check_student_settings(self) -> None:
+        """Raises: UsageError, no such student can be built of the teacher."""
+        recipe = self.recipe
         layers = self.teacher_config.num_hidden_layers
         if not 1 <= self.num_layers <= layers:
             raise UsageError(
@@ -130,8 +158,25 @@ class Inputs:
             **({"layers": recipe.student.layers} if recipe.student.layers else {}),
             **recipe.student.config,
         )
-        for task in self.tasks:
-            task.check_tokenizer(self.teacher_tokenizer)
+
+    def _check_student_model(self) -> None:
+        """Raises: UsageError, the student's checkpoint is of another kind than the teacher, or has another tokenizer."""
+        student, teacher = self.recipe.student, self.recipe.teacher
+        kinds = [word_model_class(config) for config in (self.student_config, self.teacher_config)]
+        if kinds[0] is not kinds[1]:
+            raise UsageError(
+                f"student.model='{student.model}' is loaded by {kinds[0].__name__}, the teacher '{teacher.model}' by "
+                f"{kinds[1].__name__}. Use two models of one kind."
+            )
+        tokenizers = [load_tokenizer(student.model, student.revision), self.load_tokenizer()]
+        try:
+            for ours, theirs in (tokenizers, tokenizers[::-1]):
+                check_same_words(ours, theirs, None)
+        except UsageError as error:
+            raise UsageError(
+                f"student.model='{student.model}' has another tokenizer than the teacher '{teacher.model}', so their predictions "
+                "cannot be compared. Use a checkpoint with the teacher's tokenizer, or leave student.model out."
+            ) from error
 
     def _check_nothing_is_hidden(self) -> None:
         """Raises: UsageError, words are to be hidden from a model that predicts the next one."""

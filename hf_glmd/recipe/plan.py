@@ -42,7 +42,8 @@ def print_plan(recipe: Recipe, calibrate: bool = False) -> None:
         before = _parameters(config)
         plan.append(("teacher", f"{recipe.teacher.model}: {config.num_hidden_layers} layers, {before:,} parameters"))
         wanted = _wanted_tokens(recipe, config.vocab_size)
-        plan.append(("student", f"{run.inputs.num_layers} layers, {wanted}, init from {recipe.student.init}"))
+        start = f"from {recipe.student.model}" if recipe.student.model else f"init from {recipe.student.init}"
+        plan.append(("student", f"{run.inputs.num_layers} layers, {wanted}, {start}"))
     except UsageError as error:
         if not _is_unreachable(error):
             raise

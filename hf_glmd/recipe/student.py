@@ -1,4 +1,4 @@
-"""The student before it learns anything: its vocabulary, and the teacher's layers that it starts from."""
+"""The student before it learns anything: its vocabulary, and the teacher's layers, or the checkpoint, that it starts from."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from hf_glmd.models.student import build_student
 from hf_glmd.recipe.inputs import Inputs
 from hf_glmd.recipe.task_inputs import first_rows
 from hf_glmd.shrinking.shrinker import VocabShrinker
+from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
 
 VERIFIED_TEXTS = 200
 """Counted texts on which the smaller vocabulary is compared with the teacher's before anything is trained with it."""
@@ -56,17 +58,24 @@ def make_first_student(folder: Path, inputs: Inputs) -> dict[str, Any]:
         facts["curve"] = _long_tail(shrinker.counts)
     else:
         tokenizer.save_pretrained(folder)
-    student = build_student(
+    _untrained_student(inputs, teacher, vocab).save_pretrained(folder)
+    return {**facts, "seconds": time.monotonic() - started}
+
+
+def _untrained_student(inputs: Inputs, teacher: PreTrainedModel, vocab: ShrunkVocab | None) -> PreTrainedModel:
+    section = inputs.recipe.student
+    if section.model is not None:
+        student = inputs.load_student()
+        return student if vocab is None else vocab.resize(student)
+    return build_student(
         teacher,
         num_layers=inputs.num_layers,
         vocab=vocab,
-        init=recipe.student.init,
+        init=section.init,
         dtype=torch.float32,
-        **({"layers": recipe.student.layers} if recipe.student.layers else {}),
-        **recipe.student.config,
+        **({"layers": section.layers} if section.layers else {}),
+        **section.config,
     )
-    student.save_pretrained(folder)
-    return {**facts, "seconds": time.monotonic() - started}
 
 
 def _long_tail(counts: np.ndarray, points: int = 512) -> tuple[list[int], list[int]]:

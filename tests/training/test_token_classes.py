@@ -7,7 +7,7 @@ import torch
 import training_helpers as helpers
 import vocab_helpers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+from transformers import AutoModelForTokenClassification, BertForMaskedLM, DataCollatorForTokenClassification
 
 from hf_glmd import GLMDTrainer, VocabShrinker, build_student
 from hf_glmd.data.collators import TokenClassCollator
@@ -225,6 +225,11 @@ def test_a_head_that_was_never_trained_is_refused(tmp_path):
     with torch.no_grad():
         fresh.classifier.bias[0] += 1e-3  # it has been trained
     trainer(tmp_path, teacher=fresh)
+    vocab_helpers.tiny_class("BertModel", vocab_helpers._SMALL, vocab_helpers.V).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(UsageError, match="was saved as BertModel: its head for BertForMaskedLM is newly initialised"):
+        helpers.trainer(tmp_path, teacher=BertForMaskedLM.from_pretrained(tmp_path / "encoder"), objective="soft_label")
+    with pytest.raises(UsageError, match="is about what a head predicts, and BertModel has none. Use objective='embedding'"):
+        helpers.trainer(tmp_path, model=str(tmp_path / "encoder"), teacher=str(tmp_path / "encoder"), objective="soft_label")
     teacher().save_pretrained(tmp_path / "headless")
     weights = tmp_path / "headless" / "model.safetensors"
     save_file({k: v for k, v in load_file(weights).items() if "classifier" not in k}, weights, metadata={"format": "pt"})

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_glmd.data.collators import QUESTION_COLUMNS, CandidateCollator, model_inputs
 from hf_glmd.data.packing import ORIGINAL_IDS
 from hf_glmd.losses.soft_labels import soft_label_loss
-from hf_glmd.models.class_heads import class_kind
+from hf_glmd.models.class_heads import check_trained_head, class_kind
 from hf_glmd.models.encoders import is_encoder
 from hf_glmd.models.heads import at_positions
 from hf_glmd.tasks.candidates import candidate_scores
@@ -34,6 +34,8 @@ class Candidates(Objective):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for model in self.teacher.models:
+            check_trained_head(model)
         mapped = self.teacher.vocab_map is not None
         self.teacher = with_shared_rows(self.head.size, self.teacher, self.processing_class, self.known_tokenizers, mapped)
 
