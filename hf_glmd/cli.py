@@ -198,7 +198,7 @@ def _distill(arguments: argparse.Namespace) -> int | None:
 
     load_recipe(arguments.config, arguments.overrides)  # one process finds what is wrong in less time than many
     words = ["distill", "--config", arguments.config, *(["--overwrite"] if arguments.overwrite else [])]
-    words += [flag for flag in ("--dry-run", "--calibrate") if getattr(arguments, flag.lstrip("-").replace("-", "_"))]
+    words += ["--dry-run"] * arguments.dry_run + ["--calibrate"] * arguments.calibrate
     return launch([*words, *arguments.overrides], arguments.accelerate, arguments.processes)
 
 

@@ -48,11 +48,12 @@ def print_plan(recipe: Recipe, calibrate: bool = False) -> None:
         if not _is_unreachable(error):
             raise
         notes.append(f"teacher '{recipe.teacher.model}': on the Hub, which cannot be reached from here")
-    for what, name, look in (
-        ("corpus", recipe.corpus.name, lambda: run.inputs.corpus),
-        *(("task", f"{task.section.name} ({task.section.data})", lambda task=task: task.data) for task in run.inputs.tasks),
-    ):
-        if DOCSTRINGS in (name, name.rpartition("(")[2].rstrip(")")):
+    sources = [("corpus", recipe.corpus.name, recipe.corpus.name, lambda: run.inputs.corpus)]
+    for task in run.inputs.tasks:
+        data = task.section.data
+        sources.append(("task", f"{task.section.name} ({data})", data, lambda task=task: task.data))
+    for what, name, source, look in sources:
+        if source == DOCSTRINGS:
             plan.append((what, f"{name}: of the installed libraries, collected when the run starts"))
             continue
         try:

@@ -55,7 +55,7 @@ class Rival(WordPrediction):
             own, theirs: what the parts of student and teacher put out, fp32 or wider.
             batch: as the collator made it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what it costs to differ.")
 
     def teach(self, inputs: Mapping[str, Any]) -> Any:
         with watched(self.parts(self.teacher.models[0])) as states:
