@@ -367,13 +367,12 @@ def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
     elif arguments.calibrate:
         raise UsageError("--calibrate tells what a run would take: add --dry-run, or leave it out to run.")
     else:
-        from accelerate import PartialState
-
+        from hf_glmd.recipe.launch import end_process_group
         from hf_glmd.recipe.run import run_recipe
 
         launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
         run_recipe(recipe, arguments.overwrite, command=" ".join([launcher, *sys.argv]))
-        PartialState().destroy_process_group()  # gloo's threads may abort a process that ends without it
+        end_process_group()
 
 
 def _run(program: str, command: Callable[[], int | None]) -> int:

@@ -211,6 +211,7 @@ def _evaluate_encoder(options: EvaluateOptions) -> ModelScores:
     from hf_glmd.evaluation.words import model_facts
     from hf_glmd.models.lengths import readable, row_length
     from hf_glmd.models.loading import load_checkpoint
+    from hf_glmd.models.sentence_modules import pooled_to_compare
     from hf_glmd.shrinking.embeddings import compare_embeddings
     from hf_glmd.utils.system import hardware
     from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
@@ -227,7 +228,8 @@ def _evaluate_encoder(options: EvaluateOptions) -> ModelScores:
     length = row_length(options.max_length, readable(models), tokenizers[0], READERS)
     speed = () if options.no_speed else (1, 32)
     facts = model_facts(models, [name for name, _ in names], speed, min(length, SPEED_LENGTH))
-    scores = compare_embeddings(*models, tokenizers, texts, length, options.batch_size)
+    pooled = pooled_to_compare(*names[1])
+    scores = compare_embeddings(*models, tokenizers, texts, length, options.batch_size, pooled)
     return ModelScores(facts[0], facts[1], None, "", [], hardware(), scores)
 
 

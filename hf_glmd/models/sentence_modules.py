@@ -6,6 +6,7 @@ Source: sentence-transformers, arXiv:1908.10084; the files are those of its vers
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from transformers.utils import cached_file
 from hf_glmd.errors import UsageError
 from hf_glmd.models.encoders import POOLINGS
 from hf_glmd.utils.files import read_json, replaced, write_json
+
+logger = logging.getLogger(__name__)
 
 _FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -85,6 +88,18 @@ def pooled_in_files(name_or_path: str | PathLike[str], revision: str | None = No
         return None
     parts = [(one["type"].rpartition(".")[2], found(f"{one['path']}/config.json") if one["path"] else {}) for one in modules]
     return _pooled_of(parts, f"'{name_or_path}'", f"AutoModel.from_pretrained('{name_or_path}')")
+
+
+def pooled_to_compare(name_or_path: str | PathLike[str], revision: str | None = None) -> Pooled:
+    """How to pool an encoder whose embeddings are only compared: as its modules say, by the mean where they say nothing.
+
+    Where they do more than that, it is the mean as well, and a warning says so.
+    """
+    try:
+        return pooled_in_files(name_or_path, revision) or Pooled("mean")
+    except UsageError as error:
+        logger.warning("Embeddings are compared by the mean of the hidden states: %s", error)
+        return Pooled("mean")
 
 
 def _pooled_of(parts: Sequence[tuple[str, Mapping[str, Any] | None]], name: str, encoder: str) -> Pooled:

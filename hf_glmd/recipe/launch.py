@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import subprocess
@@ -65,3 +66,11 @@ def accelerate_config(name: str) -> Path:
     if name not in known:
         raise UsageError(f"--accelerate {name} is neither a file nor a configuration that comes along. {nearest(name, known)}")
     return known[name]
+
+
+def end_process_group() -> None:
+    """At the end of a process of several: gloo's threads may abort a process that ends before they do."""
+    from accelerate import PartialState
+
+    gc.collect()  # the reducers of DDP, which trainers' cycles keep, hold the group
+    PartialState().destroy_process_group()

@@ -46,7 +46,7 @@ class ModelFacts:
 
 @dataclass
 class EmbeddingScores:
-    """How near an encoder's embeddings (means of the last hidden states) are to another's, on the same texts.
+    """How near an encoder's embeddings (pooled last hidden states) are to another's, on the same texts.
 
     Attributes:
         texts: how many were embedded.
@@ -54,6 +54,7 @@ class EmbeddingScores:
         similarity_correlation: Spearman's, of the cosines of pairs of texts under both encoders: whether they find the same texts
             alike; None of fewer than three texts.
         held_out: whether none of the texts was counted or trained on; None: unknown.
+        pooling: how both were pooled, as sentence-transformers names it.
     """
 
     texts: int
@@ -61,6 +62,7 @@ class EmbeddingScores:
     worst_cosine: float | None
     similarity_correlation: float | None
     held_out: bool | None = None
+    pooling: str = "mean"
 
     def rows(self) -> list[tuple[str, str]]:
         """(fact, value), for people."""
@@ -69,7 +71,7 @@ class EmbeddingScores:
             "- of the worst text": self.worst_cosine,
             "rank correlation of text similarities": self.similarity_correlation,
         }
-        return [(name, f"{value:.4f}") for name, value in named.items() if value is not None]
+        return [(name, f"{value:.4f}") for name, value in named.items() if value is not None] + [("pooled by", self.pooling)]
 
 
 @dataclass

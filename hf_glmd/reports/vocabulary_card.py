@@ -133,8 +133,8 @@ def size_rows(report: VocabReport) -> list[tuple[str, str, str]]:
     return [
         *rows,
         *([("characters that become unknown", "0", f"{report.characters_lost:,}")] if report.characters_lost else []),
-        ("text covered by its tokens", "100%", percent(report.coverage)),
-        ("tokens per text", "1.000x", f"{report.length_ratio:.3f}x"),
+        ("counted text covered by its tokens", "100%", percent(report.coverage)),
+        ("tokens per counted text", "1.000x", f"{report.length_ratio:.3f}x"),
     ]
 
 

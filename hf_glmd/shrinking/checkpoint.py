@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ class ShrinkOptions:
     )
     max_mb: float | None = option("As many tokens as keep the weights to so many megabytes; with --growth, a limit.")
     max_params: str | None = option("The same of the parameters, e.g. 30M.")
-    held_out: list[str] = list_option("Text to measure growth on, by name alike. Unset: every 20th text, which is not counted.")
+    held_out: list[str] = list_option("Text to measure growth on, by name alike. Unset: every 20th text, which is not counted then.")
     ledger: list[str] = list_option("Files of text that is not counted, to say of each what the cut costs it; or their folder.")
     order: str = option(
         "Which tokens go first. 'count': the rarest, so that most texts keep their tokens. 'leaf': those that cost the least "
@@ -223,7 +223,7 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
     )
     verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
     small = vocab.resize(model)
-    vocab.report.embeddings = _embedding_shift(shrinker, vocab, small, model)
+    vocab.report.embeddings = _embedding_shift(shrinker, vocab, small, model, (options.model, options.revision))
     stale = (*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER, *REPLACED_FILES)
     with written_whole(options.output, stale) as folder:
         small.save_pretrained(folder)
@@ -250,12 +250,19 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
     return ShrinkResult(options.output, vocab.report, verified, sorted(carried.names.values()), carried.left, pushed)
 
 
-def _embedding_shift(shrinker: VocabShrinker, vocab: ShrunkVocab, small: Any, model: Any) -> EmbeddingScores | None:
-    """How far the embeddings of some texts moved, those that were not counted if there are any; None: it is no encoder."""
+def _embedding_shift(
+    shrinker: VocabShrinker, vocab: ShrunkVocab, small: Any, model: Any, source: tuple[str, str | None]
+) -> EmbeddingScores | None:
+    """How far the embeddings of some texts moved, those that were not counted if there are any; None: it is no encoder.
+
+    Args:
+        source: name and revision of `model`, whose files may say how it is pooled.
+    """
     import dataclasses
 
     from hf_glmd.models.encoders import is_encoder
     from hf_glmd.models.lengths import readable, row_length
+    from hf_glmd.models.sentence_modules import pooled_to_compare
     from hf_glmd.shrinking.embeddings import compare_embeddings
 
     if not is_encoder(model):
@@ -263,17 +270,24 @@ def _embedding_shift(shrinker: VocabShrinker, vocab: ShrunkVocab, small: Any, mo
     held_out = [text for corpus in shrinker.corpora.values() for text in corpus.held_out]
     texts = (held_out or shrinker.sample(EMBEDDED_TEXTS))[:EMBEDDED_TEXTS]
     length = row_length(None, readable([model]), shrinker.tokenizer)
-    scores = compare_embeddings(small, model, (vocab.tokenizer, shrinker.tokenizer), texts, length)
+    tokenizers = (vocab.tokenizer, shrinker.tokenizer)
+    scores = compare_embeddings(small, model, tokenizers, texts, length, pooled=pooled_to_compare(*source))
     return dataclasses.replace(scores, held_out=bool(held_out))
 
 
 def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShrinker:
     from hf_glmd.data.sources import read_texts
+    from hf_glmd.shrinking.corpora import counted_corpora
     from hf_glmd.shrinking.shrinker import VocabShrinker
 
     if options.is_named:
         corpora, apart = named_sources(options.corpus, "--corpus"), named_sources(options.held_out, "--held-out")
         return VocabShrinker(tokenizer).count_corpora(corpora, options.column, held_out=apart or None, progress=progress)
+    if not (options.weights or options.max_texts or options.counts or options.save_counts):
+        shrinker = VocabShrinker(tokenizer)
+        sources = _named_by_file(options.corpus)
+        shrinker.add_corpora(counted_corpora(tokenizer, sources, options.column, progress=progress, spare_small=True))
+        return shrinker
     shrinker = VocabShrinker.load_counts(options.counts, tokenizer) if options.counts else VocabShrinker(tokenizer)
     for source in options.corpus:
         read_texts(source, options.column)  # what is missing is found before the first is counted
@@ -282,6 +296,13 @@ def _counted(options: ShrinkOptions, tokenizer: Any, progress: bool) -> VocabShr
     if options.save_counts:
         shrinker.save_counts(options.save_counts)
     return shrinker
+
+
+def _named_by_file(sources: Sequence[str]) -> dict[str, str]:
+    """A name for each source that was given none: its last part, with a number where two have the same."""
+    stems = [Path(source).name.partition(".")[0] or "text" for source in sources]
+    seen = [stems[:place].count(stem) for place, stem in enumerate(stems)]
+    return {f"{stem}-{before + 1}" if before else stem: source for stem, before, source in zip(stems, seen, sources, strict=True)}
 
 
 def number(text: str, flag: str) -> float:

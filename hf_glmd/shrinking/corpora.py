@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_glmd.data.held_out import HeldOutSplit, first_texts
+from hf_glmd.data.held_out import EVERY, HeldOutSplit, first_texts
 from hf_glmd.data.sources import read_texts
 from hf_glmd.errors import UsageError
 from hf_glmd.vocab.counting import TokenCounts, count_corpus
@@ -29,8 +29,14 @@ def counted_corpora(
     held_out: Any = None,
     progress: bool = True,
     known: Container[str] = (),
+    spare_small: bool = False,
 ) -> dict[str, Corpus]:
-    """Args, raises: as of `VocabShrinker.count_corpora`; `known` are the names that were counted before."""
+    """Args, raises: as of `VocabShrinker.count_corpora`.
+
+    Further args:
+        known: names that were counted before.
+        spare_small: of a corpus of fewer than twenty texts all are counted, and nothing is held out.
+    """
     twice = [name for name in corpora if name in known]
     if twice:
         raise UsageError(f"The corpus '{twice[0]}' was counted already: give each its own name.")
@@ -47,10 +53,10 @@ def counted_corpora(
     sources = {name: read_texts(source, column)[0] for name, source in corpora.items()}  # what is missing is found first
     found = {}
     for name, texts in sources.items():
-        split = HeldOutSplit(texts)
+        split = HeldOutSplit(texts, first=EVERY if spare_small else 2)
         counts = count_corpus(tokenizer, texts if name in apart else split, progress=progress)
         found[name] = Corpus(counts, apart.get(name) or split.held_out)
-        if not found[name].held_out:
+        if not found[name].held_out and not spare_small:
             raise UsageError(f"The corpus '{name}' has one text, so that none can be held out: give more, or held_out.")
     return found
 

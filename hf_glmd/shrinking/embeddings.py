@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hf_glmd.models.encoders import mean_pooled
 from hf_glmd.models.heads import evaluating
+from hf_glmd.models.sentence_modules import Pooled
 from hf_glmd.reports.records import EmbeddingScores
+
+MEAN = Pooled("mean")
 
 MAX_PAIRS = 100_000
 """Of texts, whose similarities are compared."""
@@ -19,20 +22,27 @@ MAX_PAIRS = 100_000
 
 @torch.no_grad()
 def text_embeddings(
-    model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int, batch_size: int = 32, desc: str = "Embedding texts"
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_length: int,
+    batch_size: int = 32,
+    desc: str = "Embedding texts",
+    pooled: Pooled = MEAN,
 ) -> Tensor:
-    """The mean of the last hidden states of each text, [N, H] on the CPU, fp32 or wider.
+    """The pooled last hidden states of each text, [N, H] on the CPU, fp32 or wider.
 
     Args:
         model: an encoder without a head; its training mode is left as it is.
         max_length: tokens of a text that are read.
+        pooled: how; `hf_glmd.models.sentence_modules.pooled_to_compare` knows that of a checkpoint.
     """
     found = []
     with evaluating(model):
         for batch in tqdm(list(_batches(texts, batch_size)), desc=desc, unit="batch", leave=False):
             inputs = tokenizer(batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt").to(model.device)
             read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            found.append(mean_pooled(model(**read).last_hidden_state, inputs["attention_mask"]).cpu())
+            found.append(pooled(model(**read).last_hidden_state, inputs["attention_mask"]).cpu())
     return torch.cat(found)
 
 
@@ -43,18 +53,20 @@ def compare_embeddings(
     texts: Sequence[str],
     max_length: int,
     batch_size: int = 32,
+    pooled: Pooled = MEAN,
 ) -> EmbeddingScores:
     """Embeds texts with both encoders.
 
     Args:
         tokenizers: that of `model` and that of `original`.
         texts: at least one.
+        pooled: how both are.
     """
     own, theirs = (
-        text_embeddings(one, tokenizer, texts, max_length, batch_size, desc)
+        text_embeddings(one, tokenizer, texts, max_length, batch_size, desc, pooled)
         for one, tokenizer, desc in zip((model, original), tokenizers, ("Embedding texts", "Embedding texts again"), strict=True)
     )
-    return embedding_scores(own, theirs)
+    return dataclasses.replace(embedding_scores(own, theirs), pooling=pooled.pooling)
 
 
 def embedding_scores(own: Tensor, theirs: Tensor) -> EmbeddingScores:

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from transformers import PreTrainedTokenizerFast
 from hf_glmd.data.sources import read_texts
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.sizes import SizeTable
-from hf_glmd.reports.vocab_report import VocabReport
 from hf_glmd.shrinking.corpora import Corpus, counted_corpora, growth_floors
 from hf_glmd.shrinking.preparation import (
     Preparation,
@@ -29,15 +27,10 @@ from hf_glmd.shrinking.preparation import (
     no_garbage_collection,
     order_of,
 )
+from hf_glmd.shrinking.reporting import report_of
 from hf_glmd.shrinking.required_tokens import (
     BYTES,
-    CHARACTERS,
-    CONTROL,
-    KEEP,
-    KEEP_TEXTS,
-    MODEL,
     SPECIAL,
-    TEMPLATE,
 )
 from hf_glmd.shrinking.shrunk_vocab import ShrunkVocab
 from hf_glmd.shrinking.sizes import Limits, Sizer, ledger_rows, model_parts
@@ -50,14 +43,9 @@ from hf_glmd.vocab.counting import (
 )
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.rewrite import (
-    byte_tokens,
-    control_pieces,
-    model_type,
-    placeholder_ids,
     refuse_unsupported,
     shrink_tokenizer_json,
 )
-from hf_glmd.vocab.scripts import script_of, script_shares
 from hf_glmd.vocab.selection import save_order, select, token_order
 from hf_glmd.vocab.soundness import check_vocabulary, panics_named
 from hf_glmd.vocab.tokenizer_files import encode_texts, small_tokenizer
@@ -141,12 +129,16 @@ class VocabShrinker:
         Returns: self.
         Raises: UsageError, as `count`; a name was counted already, or a corpus has too few texts to hold one out.
         """
-        found = counted_corpora(self.tokenizer, corpora, column, held_out, progress, known=self.corpora)
-        for corpus in found.values():
+        self.add_corpora(counted_corpora(self.tokenizer, corpora, column, held_out, progress, known=self.corpora))
+        return self
+
+    def add_corpora(self, counted: Mapping[str, Corpus]) -> None:
+        """Adds corpora that `hf_glmd.shrinking.corpora` counted with this tokenizer, name -> corpus."""
+        for corpus in counted.values():
             self._counted = self._counted + corpus.counts
             self._sample_ids = None
-        self.corpora |= found
-        return self
+        # Without held-out text nothing can be measured by its name.
+        self.corpora |= {name: corpus for name, corpus in counted.items() if corpus.held_out}
 
     def sizes(
         self,
@@ -288,7 +280,6 @@ class VocabShrinker:
             size = 0.5
         with no_garbage_collection():
             prepared = Preparation.of(self.tokenizer, self.counts, keep, keep_texts, alphabet, lossless, model)
-            data, vocabulary, required = prepared.data, prepared.vocabulary, prepared.required
             by = order_of(self.tokenizer, order)
             if limited:
                 sizer = Sizer(prepared, self._backend, self.counts, self.corpora, by)
@@ -299,7 +290,7 @@ class VocabShrinker:
                 size=size,
                 coverage=coverage,
                 min_count=min_count,
-                required=required,
+                required=prepared.required,
                 absent=prepared.absent,
                 multiple_of=multiple_of,
                 order=by,
@@ -309,12 +300,12 @@ class VocabShrinker:
                 vocab_map = VocabMap(kept_ids, original_size=self.counts.size)
                 # AutoTokenizer looks at the model's config.json, where there is one.
                 beside = getattr(getattr(model, "config", model), "model_type", None)
-                small = shrink_tokenizer_json(data, kept_ids, vocabulary)
+                small = shrink_tokenizer_json(prepared.data, kept_ids, prepared.vocabulary)
                 tokenizer = small_tokenizer(self.tokenizer, small, self.sample(200), beside)
             else:
-                tokenizer = self._mapped(kept_ids, required, removed, similarity, embeddings)
+                tokenizer = self._mapped(kept_ids, prepared.required, removed, similarity, embeddings)
                 vocab_map = tokenizer.vocab_map
-            report = self._report(data, vocabulary, vocab_map, tokenizer, required, prepared.without_row)
+            report = report_of(prepared, vocab_map, self._counted, self._token_texts(), self._cost(vocab_map, tokenizer))
             if lossless:
                 report.ledger = ledger_rows(prepared, self._backend, kept_ids, self.corpora, others or {})
             return ShrunkVocab(
@@ -349,72 +340,6 @@ class VocabShrinker:
             old_to_small = nearest_kept(embeddings, kept_ids, similarity, special_ids=own, original_size=self.counts.size)
             vocab_map = VocabMap(kept_ids, self.counts.size, removed, old_to_small, similarity)
         return MappedTokenizer(self.tokenizer, vocab_map)
-
-    def _report(
-        self,
-        data: dict[str, Any],
-        vocabulary: dict[str, int],
-        vocab_map: VocabMap,
-        tokenizer: Any,
-        required: dict[str, np.ndarray],
-        without_row: list[str],
-    ) -> VocabReport:
-        kept_ids = vocab_map.kept_ids
-        floor = np.zeros(self.counts.size, dtype=bool)
-        n_kind = dict.fromkeys((SPECIAL, TEMPLATE, MODEL, CONTROL, BYTES, CHARACTERS, KEEP, KEEP_TEXTS), 0)
-        for name, ids in required.items():
-            n_kind[name] = int((~floor[ids]).sum())
-            floor[ids] = True
-        kept = vocab_map.keeps(np.arange(self.counts.size))
-        commonest_removed = int(self.counts[~kept].max(initial=0))
-        placeholders = placeholder_ids(data)
-        free = [token for token_id, token in placeholders.items() if not kept[token_id]]
-        if free:
-            logger.info("%d placeholder tokens that were never counted are removed, such as %r.", len(free), free[0])
-        removed = np.flatnonzero(~kept & (self.counts > 0))
-        removed = removed[np.lexsort((removed, -self.counts[removed]))][:20].tolist()
-        rarest = np.flatnonzero(kept & ~floor & (self.counts >= max(commonest_removed, 1)))
-        rarest = rarest[np.lexsort((rarest, self.counts[rarest]))][:20].tolist()
-        marks = control_pieces(data)
-        examples = {*removed, *rarest}
-        names = {token_id: token for token, token_id in vocabulary.items() if token_id in examples}
-        length_ratio, new_unknown = self._cost(vocab_map, tokenizer)
-        return VocabReport(
-            original_size=vocab_map.original_size,
-            size=vocab_map.size,
-            coverage=float(self.counts[kept_ids].sum() / self.counts.sum()),
-            length_ratio=length_ratio,
-            counted_tokens=int(self.counts.sum()),
-            texts=self._counted.texts,
-            n_special=n_kind[SPECIAL] + n_kind[TEMPLATE] + n_kind[MODEL],
-            without_row=without_row,
-            **self._lost_characters(data, vocabulary, kept),
-            n_control=n_kind[CONTROL],
-            control_examples=[marks[token_id] for token_id in required.get(CONTROL, np.empty(0, int))[:20].tolist()],
-            n_alphabet=n_kind[BYTES] + n_kind[CHARACTERS],
-            n_keep=n_kind[KEEP] + n_kind[KEEP_TEXTS],
-            n_closure=int((kept & ~floor & (self.counts < commonest_removed)).sum()),
-            n_placeholders_removed=len(free),
-            removed_examples=[names[token_id] for token_id in removed],
-            kept_examples=[names[token_id] for token_id in rarest],
-            scripts=script_shares(self._token_texts(), self.counts, kept_ids),
-            new_unknown=new_unknown,
-        )
-
-    def _lost_characters(self, data: dict[str, Any], vocabulary: dict[str, int], kept: np.ndarray) -> dict[str, Any]:
-        """How many characters the original spells by a token of their own that is gone, and of which scripts."""
-        if byte_tokens(data) or model_type(data) == "WordLevel":
-            return {}
-        prefix = data["model"].get("continuing_subword_prefix") or ""
-        forms: dict[str, list[int]] = {}
-        for token, token_id in vocabulary.items():
-            inside = bool(prefix) and token.startswith(prefix) and len(token) > len(prefix)
-            body = token[len(prefix) :] if inside else token
-            if len(body) == 1:
-                forms.setdefault(body, []).append(token_id)
-        lost = [character for character, ids in forms.items() if not kept[ids].all()]
-        scripts = Counter(script_of(character) for character in lost)
-        return {"characters_lost": len(lost), "scripts_lost": [script for script, _ in scripts.most_common()]}
 
     def _token_texts(self) -> list[str]:
         """[V]: what each token stands for; special tokens and rows without a token for nothing."""

@@ -8,11 +8,14 @@ import torch
 import vocab_helpers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModel
 
 from hf_glmd import VocabShrinker
 from hf_glmd.cli import main
 from hf_glmd.models.encoders import mean_pooled
+from hf_glmd.models.sentence_modules import Pooled, pooled_to_compare, write_modules
 from hf_glmd.shrinking.embeddings import compare_embeddings, embedding_scores
+from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 TEXTS = [text for text in vocab_helpers.texts(40) if text][:17]
 
@@ -51,7 +54,7 @@ def test_rank_correlation_is_spearmans(count, seed):
     own, theirs = drawn.integers(-2, 3, (count, 3)) + 0.5, drawn.normal(size=(count, 2))
     own[0] = own[1]  # ties
     found = embedding_scores(torch.tensor(own), torch.tensor(theirs))
-    assert found.mean_cosine is None and found.worst_cosine is None and len(found.rows()) <= 1
+    assert found.mean_cosine is None and found.worst_cosine is None and len(found.rows()) <= 2
     pairs = [(a, b) for a in range(count) for b in range(a + 1, count)]
     values = [[round(cosine(torch.tensor(x[a]), torch.tensor(x[b])), 6) for a, b in pairs] for x in (own, theirs)]
     ranks = [[sum(v < w for v in side) + (sum(v == w for v in side) + 1) / 2 for w in side] for side in values]
@@ -92,3 +95,40 @@ def test_a_cut_encoder_says_how_far_it_moved_and_evaluate_says_the_same(tmp_path
     }
     assert main(words) == 2
     assert "is a text encoder, which predicts no words" in capsys.readouterr().err
+
+
+def test_embeddings_are_pooled_as_their_modules_say(tmp_path, capsys, caplog):
+    """A CLS-pooled encoder that is compared by means would show a shift that nobody will see; modules that do more are named."""
+    tokenizer, model = vocab_helpers.generic_tokenizer(), encoder()
+    model.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    write_modules(tmp_path / "encoder", model.config.hidden_size, Pooled("cls"))
+    (tmp_path / "text.txt").write_text("\n".join(vocab_helpers.texts(60)))
+    words = ["shrink", str(tmp_path / "encoder"), "--corpus", str(tmp_path / "text.txt"), "--size", "95", "--json"]
+    assert main([*words, "--output", str(tmp_path / "small")]) == 0
+    moved = json.loads(capsys.readouterr().out)["vocabulary"]["embeddings"]
+    assert moved["pooling"] == "cls" and moved["held_out"] is True and moved["texts"] == 3
+    shrinker = VocabShrinker(tokenizer).count_corpora({"text": vocab_helpers.texts(60)})
+    small = AutoModel.from_pretrained(tmp_path / "small")
+    tokenizers = load_tokenizer(tmp_path / "small"), tokenizer
+    held_out = [text for place, text in enumerate(vocab_helpers.texts(60), start=1) if place % 20 == 0]
+    for pooled in (Pooled("cls"), Pooled("mean")):
+        found = compare_embeddings(small, model, tokenizers, held_out, 24, pooled=pooled).mean_cosine
+        assert (found == pytest.approx(moved["mean_cosine"], abs=1e-6)) == (pooled.pooling == "cls")
+    assert shrinker.corpora["text"].held_out != held_out  # of named corpora the second text is the first that is held out
+
+    write_modules(tmp_path / "encoder", model.config.hidden_size, Pooled("cls"), torch.eye(model.config.hidden_size))
+    assert pooled_to_compare(tmp_path / "encoder") == Pooled("mean")
+    assert "compared by the mean" in caplog.text and "Dense" in caplog.text
+
+
+def test_of_few_texts_all_are_counted(tmp_path, capsys):
+    tokenizer = vocab_helpers.generic_tokenizer()
+    encoder().save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    for count, held_out in ((19, False), (20, True)):
+        (tmp_path / "text.txt").write_text("\n".join(vocab_helpers.texts(count)))
+        words = ["shrink", str(tmp_path / "encoder"), "--corpus", str(tmp_path / "text.txt"), "--size", "95", "--json"]
+        assert main([*words, "--output", str(tmp_path / str(count))]) == 0
+        found = json.loads(capsys.readouterr().out)["vocabulary"]
+        assert found["embeddings"]["held_out"] is held_out and bool(found["ledger"]) is held_out

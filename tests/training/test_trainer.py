@@ -80,7 +80,7 @@ def test_training_brings_the_student_to_the_teacher(tmp_path):
 
 
 SCRIPT = """
-import json, sys
+import gc, json, sys
 import torch, training_helpers as helpers
 trainer = helpers.trainer(sys.argv[1], **json.loads(sys.argv[2]))
 metrics = trainer.evaluate()
@@ -89,7 +89,10 @@ if trainer.is_world_process_zero():
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     torch.save({"metrics": metrics, "logs": logs, "weights": weights}, sys.argv[1] + "/result.pt")
-trainer.accelerator.state.destroy_process_group()  # gloo's threads may abort a process that ends without it
+state = trainer.accelerator.state
+del trainer  # DDP's reducer keeps the process group, whose threads may abort a process that ends before they do
+gc.collect()
+state.destroy_process_group()
 """
 
 
