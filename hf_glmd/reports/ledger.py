@@ -19,6 +19,9 @@ class LedgerRow:
     tokens_after: int = field(metadata={"help": "Tokens that the smaller vocabulary splits them into."})
     coverage: float = field(metadata={"help": "Share of tokens_before that are kept tokens."})
     unknown_characters: int = field(metadata={"help": "Characters of them that became unknown."})
+    bits_texts: int = field(default=0, metadata={"help": "Texts whose bits per character were measured, with a language model."})
+    bits_before: float | None = field(default=None, metadata={"help": "Bits per character of the original model."})
+    bits_after: float | None = field(default=None, metadata={"help": "Bits per character of the cut model, untrained."})
 
     @property
     def growth(self) -> float:
@@ -29,6 +32,8 @@ class LedgerRow:
 def ledger_table(rows: Sequence[LedgerRow]) -> str:
     """For the card and for a terminal."""
     header = ["text", "tokens before", "after", "growth", "covered", "characters that became unknown"]
+    with_bits = any(row.bits_after is not None for row in rows)
+    header += ["bits per character before", "after"] if with_bits else []
     cells = [
         (
             markdown_text(row.name) + ("" if row.counted else " (not counted)"),
@@ -37,7 +42,8 @@ def ledger_table(rows: Sequence[LedgerRow]) -> str:
             f"{row.growth:.4f}x",
             percent(row.coverage),
             f"{row.unknown_characters:,}",
+            *(("" if bits is None else f"{bits:.3f}" for bits in (row.bits_before, row.bits_after)) if with_bits else ()),
         )
         for row in rows
     ]
-    return markdown_table(cells, header, "lrrrrr")
+    return markdown_table(cells, header, "l" + "r" * (len(header) - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ class ShrinkOptions:
     )
     max_mb: float | None = option("As many tokens as keep the weights to so many megabytes; with --growth, a limit.")
     max_params: str | None = option("The same of the parameters, e.g. 30M.")
-    held_out: list[str] = list_option("Text to measure growth on, by name alike. Unset: every 20th text, which is not counted then.")
+    held_out: list[str] = list_option("Text to measure growth on, by name alike. Unset: every 20th text, which is not counted.")
     ledger: list[str] = list_option("Files of text that is not counted, to say of each what the cut costs it; or their folder.")
     order: str = option(
         "Which tokens go first. 'count': the rarest, so that most texts keep their tokens. 'leaf': those that cost the least "
@@ -69,6 +69,9 @@ class ShrinkOptions:
     )
     similarity: str = option("For 'nearest', of the model's input embeddings: 'dot', 'cosine' or 'euclidean'.", "dot")
     multiple_of: int = option("Round the size up to a multiple of this, by keeping more tokens.", 1)
+    bits_texts: int = option(
+        "Texts of each corpus of which a language model's bits per character are measured before and after; 0: none.", 16
+    )
     verify_texts: int = option("Texts of the corpus on which the result is compared with the original.", 2_000)
     overwrite: bool = option("Replace what an earlier run left in the output folder.", False)
     push_to_hub: str | None = option("Also push the result to this repository on the Hub, user/name.", metavar="REPO")
@@ -93,6 +96,8 @@ class ShrinkOptions:
             mistakes.append(f"--weights has {len(self.weights)} numbers for {len(self.corpus)} corpora: give one per corpus")
         if self.max_texts is not None and self.max_texts < 1:
             mistakes.append(f"--max-texts {self.max_texts} leaves nothing to count: use 1 or more")
+        if self.bits_texts < 0:
+            mistakes.append(f"--bits-texts {self.bits_texts} is no number of texts: use 0 or more")
         if self.verify_texts < 1:
             mistakes.append(f"--verify-texts {self.verify_texts} leaves nothing to compare: use 1 or more")
         if self.size is not None and self.size > 1:
@@ -205,6 +210,7 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
     shrinker = _counted(options, tokenizer, progress)
     model = load_checkpoint(carried.model, revision=options.revision)
     carried = carried.without({vocabulary_rows(tokenizer), len(tokenizer), input_layer(model).weight.shape[0]})
+    others = _ledger_texts(options.ledger, options.column)
     vocab = shrinker.shrink(
         size=options.size,
         coverage=options.coverage,
@@ -218,11 +224,12 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
         alphabet=options.alphabet,
         order=options.order,
         model=model,
-        others=_ledger_texts(options.ledger, options.column),
+        others=others,
         **options.limits(),
     )
     verified = vocab.verify(shrinker.sample(options.verify_texts), model=model)
     small = vocab.resize(model)
+    _measure_bits(shrinker, vocab, (model, small), others, options.bits_texts)
     vocab.report.embeddings = _embedding_shift(shrinker, vocab, small, model, (options.model, options.revision))
     stale = (*STALE_FILES, *TOP_LEVEL_FILES, ORIGINAL_FOLDER, *REPLACED_FILES)
     with written_whole(options.output, stale) as folder:
@@ -248,6 +255,23 @@ def _shrink(options: ShrinkOptions, progress: bool, command: str) -> ShrinkResul
         write_report(folder, name=Path(options.output).name)
     pushed = push_folder(push) if push is not None else None
     return ShrinkResult(options.output, vocab.report, verified, sorted(carried.names.values()), carried.left, pushed)
+
+
+def _measure_bits(
+    shrinker: VocabShrinker, vocab: ShrunkVocab, models: tuple[Any, Any], others: Mapping[str, list[str]], count: int
+) -> None:
+    """Adds bits per character to the ledger, where the models predict text."""
+    from hf_glmd.shrinking.bits import compare_bits, predicts_text
+
+    if not count or not predicts_text(models[0]):
+        return
+    texts = {name: corpus.held_out for name, corpus in shrinker.corpora.items()} | dict(others)
+    for row in vocab.report.ledger:
+        found = compare_bits(
+            models, (shrinker.tokenizer, vocab.tokenizer), texts[row.name][:count], desc=f"Bits per character of {row.name}"
+        )
+        if found is not None:
+            row.bits_texts, row.bits_before, row.bits_after = found.texts, found.before, found.after
 
 
 def _embedding_shift(

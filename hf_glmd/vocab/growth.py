@@ -33,8 +33,9 @@ class HeldOutTexts:
     """Named texts, and what parts of a vocabulary split them into.
 
     A model splits each word by itself, so each different word is split once, and only if one of its tokens was removed: the
-    result is that of encoding the texts with the candidate tokenizer. Tokens that do not occur in any word cannot change it and
-    are left out of the candidates, which makes them small. Added tokens within a text only separate what is measured.
+    result is that of encoding the texts with the candidate tokenizer. Tokens that do not occur in any of the words that are split
+    cannot change it and are left out of the candidates, which makes them small. Added tokens within a text only separate what is
+    measured.
 
     Args:
         backend: of the original tokenizer, and `data` its tokenizer.json, parsed.
@@ -62,9 +63,12 @@ class HeldOutTexts:
         self._before = np.array([_lengths(*pair, unknown) for pair in zip(self._words, split, strict=True)])
         self.before = self._totals(self._before)
         rows = max(vocabulary.values()) + 1
-        relevant = np.zeros(rows, dtype=bool)
-        relevant[_occurring(self._words, data, vocabulary)] = True
-        relevant[required] = relevant[self._ids] = True
+        self._always = np.zeros(rows, dtype=bool)
+        self._always[required] = True
+        self._occurring, self._occurs_in, everywhere = _occurring(self._words, data, vocabulary)
+        self._always[everywhere] = True
+        relevant = self._always.copy()
+        relevant[self._occurring] = relevant[self._ids] = True
         self._relevant = np.flatnonzero(relevant)
         self._data = shrink_tokenizer_json(data, self._relevant, vocabulary)
 
@@ -76,14 +80,18 @@ class HeldOutTexts:
 
     def split(self, kept_ids: np.ndarray) -> dict[str, Split]:
         """By corpus, with these tokens alone; they have to hold the required ones, and what they are merged from."""
-        kept = np.zeros(self._relevant[-1] + 1, dtype=bool)
-        kept[kept_ids[kept_ids < kept.size]] = True
-        affected = np.unique(self._word_of[~kept[self._ids]]).tolist()
+        kept = np.zeros(self._always.size, dtype=bool)
+        kept[kept_ids] = True
+        affected = np.unique(self._word_of[~kept[self._ids]])
         lengths = self._before.copy()
-        if affected:
-            data = shrink_tokenizer_json(self._data, np.flatnonzero(kept[self._relevant]))
+        if affected.size:
+            is_read = np.zeros(len(self._words), dtype=bool)
+            is_read[affected] = True
+            used = self._always.copy()
+            used[self._occurring[is_read[self._occurs_in]]] = True
+            data = shrink_tokenizer_json(self._data, np.flatnonzero((kept & used)[self._relevant]))
             model, unknown = Tokenizer.from_str(json.dumps(data, ensure_ascii=False)).model, _unknown_id(data)
-            words = [self._words[at] for at in affected]
+            words = [self._words[at] for at in affected.tolist()]
             lengths[affected] = [_lengths(word, model.tokenize(word), unknown) for word in words]
         return self._totals(lengths)
 
@@ -121,8 +129,11 @@ def _unknown_id(data: Mapping[str, Any]) -> int | None:
     return model.get("unk_id") if isinstance(model["vocab"], list) else model["vocab"].get(model.get("unk_token"))
 
 
-def _occurring(words: Sequence[str], data: Mapping[str, Any], vocabulary: Mapping[str, int]) -> np.ndarray:
-    """Ids of the tokens that occur in a word, wherever in it; of all tokens where the words are too long to look."""
+def _occurring(
+    words: Sequence[str], data: Mapping[str, Any], vocabulary: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Ids of tokens, and the place of a word in which each occurs, int64 [pairs] both; and ids of tokens that may occur anywhere:
+    of all, where the words are too long to look."""
     model = data["model"]
     prefix, suffix = (model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
     bodies: dict[str, list[int]] = {}
@@ -130,9 +141,13 @@ def _occurring(words: Sequence[str], data: Mapping[str, Any], vocabulary: Mappin
         bodies.setdefault(bare(token, prefix, suffix), []).append(token_id)
     longest = max(map(len, bodies))
     if sum(len(word) * min(len(word), longest) for word in words) > LOOKUPS:
-        return np.fromiter(vocabulary.values(), dtype=np.int64)
-    found: set[str] = set()
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), list(vocabulary.values())
+    ids: list[int] = []
+    sizes: list[int] = []
     for word in words:
         length = len(word)
-        found.update([word[at:end] for at in range(length) for end in range(at + 1, min(length, at + longest) + 1)])
-    return np.array([token_id for body in bodies.keys() & found for token_id in bodies[body]], dtype=np.int64)
+        parts = {word[at:end] for at in range(length) for end in range(at + 1, min(length, at + longest) + 1)}
+        found = [token_id for part in bodies.keys() & parts for token_id in bodies[part]]
+        ids += found
+        sizes.append(len(found))
+    return np.array(ids, dtype=np.int64), np.repeat(np.arange(len(words)), sizes), []

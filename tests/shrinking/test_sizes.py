@@ -162,3 +162,12 @@ def test_published_tokenizers_are_measured_exactly(name):
                     sum(ids.count(one.unk_token_id) for ids in part) for one, part in ((tokenizer, before), (small, after))
                 ]
                 assert (row.lost[which] > 0) == (unknown[1] > unknown[0])
+
+
+def test_words_too_long_to_look_into_are_measured_all_the_same(monkeypatch, tokenizer):
+    """Where candidates cannot be made smaller by what occurs in the words, they hold every token, and the figures are equal."""
+    counted = VocabShrinker(tokenizer).count_corpora({"text": helpers.texts(80)})
+    sizes = [tokenizer.backend_tokenizer.get_vocab_size() * share // 8 for share in (7, 5, 4)]
+    table = counted.sizes(sizes=sizes)
+    monkeypatch.setattr("hf_glmd.vocab.growth.LOOKUPS", 0)
+    assert counted.sizes(sizes=sizes) == table
