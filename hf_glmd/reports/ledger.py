@@ -29,21 +29,27 @@ class LedgerRow:
         return self.tokens_after / max(self.tokens_before, 1)
 
 
-def ledger_table(rows: Sequence[LedgerRow]) -> str:
-    """For the card and for a terminal."""
-    header = ["text", "tokens before", "after", "growth", "covered", "characters that became unknown"]
+def ledger_cells(rows: Sequence[LedgerRow]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table; bits per character only where some were measured."""
     with_bits = any(row.bits_after is not None for row in rows)
+    header = ["text", "tokens before", "after", "growth", "covered", "characters that became unknown"]
     header += ["bits per character before", "after"] if with_bits else []
     cells = [
-        (
-            markdown_text(row.name) + ("" if row.counted else " (not counted)"),
+        [
+            row.name + ("" if row.counted else " (not counted)"),
             f"{row.tokens_before:,}",
             f"{row.tokens_after:,}",
             f"{row.growth:.4f}x",
             percent(row.coverage),
             f"{row.unknown_characters:,}",
             *(("" if bits is None else f"{bits:.3f}" for bits in (row.bits_before, row.bits_after)) if with_bits else ()),
-        )
+        ]
         for row in rows
     ]
-    return markdown_table(cells, header, "l" + "r" * (len(header) - 1))
+    return header, cells
+
+
+def ledger_table(rows: Sequence[LedgerRow]) -> str:
+    """For the card and for a terminal."""
+    header, cells = ledger_cells(rows)
+    return markdown_table([[markdown_text(name), *rest] for name, *rest in cells], header, "l" + "r" * (len(header) - 1))

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hf_glmd.reports.card import PAPER_URL, REMOVED, TEMPLATES, display_name, without_token
 from hf_glmd.reports.charts import BubbleChart, LineChart, Series, bubble_chart, line_chart
 from hf_glmd.reports.folder import CacheFacts, CheckpointFacts, FolderFacts, StageFacts, read_folder
+from hf_glmd.reports.ledger import ledger_cells
 from hf_glmd.reports.options import REPORT_PAGE
 from hf_glmd.reports.plots import plot_titles, speed_and_score
 from hf_glmd.reports.records import RunRecord, TaskScores, gained, retained_share
@@ -82,6 +83,7 @@ def render_report(facts: FolderFacts) -> str:
         verified=_verified(facts.vocabulary),
         tail=_tail_chart(facts),
         scripts=_script_rows(facts.vocabulary),
+        ledger=ledger_cells(facts.vocabulary.ledger) if facts.vocabulary and facts.vocabulary.ledger else None,
         removed_examples=_removed_examples(facts),
         removed_note=REMOVED.get(facts.removed or ""),
         checkpoint=_checkpoint_rows(facts.checkpoint) if facts.checkpoint and not run else [],
@@ -378,6 +380,7 @@ def _script_rows(report: VocabReport | None) -> list[dict[str, Any]]:
             "share": round(100 * script.kept / script.tokens, 2),
             "counted": f"{script.counted:,}",
             "coverage": percent(script.kept_counted / script.counted) if script.counted else "-",
+            "growth": f"{script.tokens_after / script.tokens_before:.3f}×" if script.tokens_before else "-",
             "lost": script.kept == 0,
         }
         for script in report.scripts

@@ -307,7 +307,9 @@ class VocabShrinker:
                 vocab_map = tokenizer.vocab_map
             report = report_of(prepared, vocab_map, self._counted, self._token_texts(), self._cost(vocab_map, tokenizer))
             if lossless:
-                report.ledger = ledger_rows(prepared, self._backend, kept_ids, self.corpora, others or {})
+                report.ledger, by_script = ledger_rows(prepared, self._backend, kept_ids, self.corpora, others or {})
+                for share in report.scripts:
+                    share.tokens_before, share.tokens_after = by_script.get(share.script, (0, 0))
             return ShrunkVocab(
                 tokenizer=tokenizer,
                 vocab_map=vocab_map,

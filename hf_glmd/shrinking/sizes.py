@@ -137,14 +137,17 @@ def ledger_rows(
     kept_ids: np.ndarray,
     corpora: Mapping[str, Corpus],
     others: Mapping[str, list[str]],
-) -> list[LedgerRow]:
-    """What these tokens cost each corpus, on its held-out text, and each of the `others`, texts that were not counted."""
+) -> tuple[list[LedgerRow], dict[str, tuple[int, int]]]:
+    """What these tokens cost each corpus, on its held-out text, and each of the `others`, texts that were not counted.
+
+    Returns: the rows, and tokens of all these texts before and after by script.
+    """
     texts = {name: corpus.held_out for name, corpus in corpora.items()} | dict(others)
     if not texts:
-        return []
+        return [], {}
     measured = HeldOutTexts(backend, prepared.data, prepared.vocabulary, texts, kept_ids)
     after, covered = measured.split(kept_ids), measured.covered(kept_ids)
-    return [
+    rows = [
         LedgerRow(
             name,
             name in corpora,
@@ -156,6 +159,7 @@ def ledger_rows(
         )
         for name, part in texts.items()
     ]
+    return rows, measured.by_script(kept_ids)
 
 
 @dataclass

@@ -14,7 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from hf_glmd.vocab.closure import bare
-from hf_glmd.vocab.rewrite import shrink_tokenizer_json
+from hf_glmd.vocab.rewrite import is_byte_level, shrink_tokenizer_json
+from hf_glmd.vocab.scripts import script_of
 
 LOOKUPS = 8_000_000
 """Where words have more pieces than that together, no token is left out of the vocabularies that split them."""
@@ -60,7 +61,9 @@ class HeldOutTexts:
         self._ids = np.array([token.id for tokens in split for token in tokens], dtype=np.int64)
         self._word_of = np.repeat(np.arange(len(split)), [len(tokens) for tokens in split])
         unknown = _unknown_id(data)
-        self._before = np.array([_lengths(*pair, unknown) for pair in zip(self._words, split, strict=True)])
+        in_bytes = is_byte_level(data) and backend.decoder is not None
+        self._text_of = (lambda word: backend.decoder.decode([word])) if in_bytes else str
+        self._before = np.array([_lengths_of(*pair, unknown) for pair in zip(self._words, split, strict=True)])
         self.before = self._totals(self._before)
         rows = max(vocabulary.values()) + 1
         self._always = np.zeros(rows, dtype=bool)
@@ -80,6 +83,20 @@ class HeldOutTexts:
 
     def split(self, kept_ids: np.ndarray) -> dict[str, Split]:
         """By corpus, with these tokens alone; they have to hold the required ones, and what they are merged from."""
+        return self._totals(self._lengths(kept_ids))
+
+    def by_script(self, kept_ids: np.ndarray) -> dict[str, tuple[int, int]]:
+        """Tokens of all texts before and with these tokens alone, by the script of the word."""
+        scripts = np.array([script_of(self._text_of(word)) for word in self._words])
+        times, after = self._times.sum(0), self._lengths(kept_ids)
+        found = {}
+        for script in np.unique(scripts):
+            here = times * (scripts == script)
+            found[str(script)] = int(here @ self._before[:, 0]), int(here @ after[:, 0])
+        return found
+
+    def _lengths(self, kept_ids: np.ndarray) -> np.ndarray:
+        """`_lengths_of` each word with these tokens alone, int64 [words, 3]."""
         kept = np.zeros(self._always.size, dtype=bool)
         kept[kept_ids] = True
         affected = np.unique(self._word_of[~kept[self._ids]])
@@ -92,8 +109,8 @@ class HeldOutTexts:
             data = shrink_tokenizer_json(self._data, np.flatnonzero((kept & used)[self._relevant]))
             model, unknown = Tokenizer.from_str(json.dumps(data, ensure_ascii=False)).model, _unknown_id(data)
             words = [self._words[at] for at in affected.tolist()]
-            lengths[affected] = [_lengths(word, model.tokenize(word), unknown) for word in words]
-        return self._totals(lengths)
+            lengths[affected] = [_lengths_of(word, model.tokenize(word), unknown) for word in words]
+        return lengths
 
     def _totals(self, lengths: np.ndarray) -> dict[str, Split]:
         """From [words, 3]."""
@@ -114,7 +131,7 @@ def _words(backend: Tokenizer, data: Mapping[str, Any], texts: Sequence[str]) ->
     return words
 
 
-def _lengths(word: str, tokens: list[Any], unknown: int | None) -> tuple[int, int, int]:
+def _lengths_of(word: str, tokens: list[Any], unknown: int | None) -> tuple[int, int, int]:
     """Tokens, unknown ones, and characters of these."""
     missing = [] if unknown is None else [token for token in tokens if token.id == unknown]
     if not missing:

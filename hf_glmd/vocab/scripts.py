@@ -39,6 +39,8 @@ class ScriptShare:
     kept: int = field(metadata={"help": "Those of them that were kept."})
     counted: int = field(metadata={"help": "How often these tokens were counted."})
     kept_counted: int = field(metadata={"help": "How often those kept were."})
+    tokens_before: int = field(default=0, metadata={"help": "Tokens of this script's words in the ledger's texts, before."})
+    tokens_after: int = field(default=0, metadata={"help": "Tokens of the same words after."})
 
 
 def script_shares(texts: Sequence[str], counts: np.ndarray, kept_ids: np.ndarray) -> list[ScriptShare]:

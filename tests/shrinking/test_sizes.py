@@ -171,3 +171,14 @@ def test_words_too_long_to_look_into_are_measured_all_the_same(monkeypatch, toke
     table = counted.sizes(sizes=sizes)
     monkeypatch.setattr("hf_glmd.vocab.growth.LOOKUPS", 0)
     assert counted.sizes(sizes=sizes) == table
+
+
+def test_scripts_grow_by_what_their_words_do(tokenizer):
+    """Words of both corpora by their script: in all the tokens of the held-out texts, before and after."""
+    counted = VocabShrinker(tokenizer).count_corpora({"a": helpers.texts(80), "b": ["12 34"] * 60})
+    report = counted.shrink(size=counted.sizes().least_size + 15).report
+    assert len([share for share in report.scripts if share.tokens_before]) >= 2
+    for name in ("tokens_before", "tokens_after"):
+        assert sum(getattr(share, name) for share in report.scripts) == sum(getattr(row, name) for row in report.ledger)
+    latin = next(share for share in report.scripts if share.script == "Latin")
+    assert latin.tokens_after > latin.tokens_before > 0
