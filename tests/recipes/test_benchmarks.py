@@ -110,6 +110,19 @@ def test_the_scoring_benchmark_compares_the_same_batches(tmp_path, capsys):
     assert "target 1.3" in capsys.readouterr().out
 
 
+def test_the_benchmark_of_cuts_keeps_to_what_was_asked(tmp_path, corpus, capsys):
+    helpers.generic_tokenizer().save_pretrained(tmp_path / "words")
+    (tmp_path / "other.txt").write_text("\n".join(helpers.texts(120, seed=1)), encoding="utf-8")
+    options = ["--tokenizer", str(tmp_path / "words"), "--corpora", f"a={corpus}", f"b={tmp_path / 'other.txt'}", "--cuts", "2"]
+    parts = ["--parts", "floors", "knee", "rebuild", "--grid", "20", "--growth", "1.1", "--output", str(tmp_path / "cuts.json")]
+    assert load("cuts").main([*options, *parts]) == 0
+    (run,) = json.loads((tmp_path / "cuts.json").read_text())
+    rows = {(row["part"], row["of"]): row["value"] for row in run["rows"]}
+    assert 1 <= rows["floors", "words a"] <= 1.1 and 1 <= rows["floors", "words b"] <= 1.1
+    assert 1 <= rows["knee", "words"] <= 1.01 and rows["rebuild", "2 cuts"] == "2 equal"
+    assert rows["rebuild", "map of 262,144"] <= 40_000 and "<= 1.01" in capsys.readouterr().out
+
+
 def test_the_benchmark_of_settings_trains_each_from_the_same_start(tmp_path, capsys):
     helpers.tiny_model("bert").save_pretrained(tmp_path)
     helpers.generic_tokenizer(model_max_length=40).save_pretrained(tmp_path)
