@@ -118,8 +118,7 @@ def rebuild(options: argparse.Namespace, corpora: dict[str, str]) -> Iterator[Ro
             shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
             BertForMaskedLM(BertConfig(vocab_size=vocabulary_rows(tokenizer), **shape)).save_pretrained(base)
             tokenizer.save_pretrained(base)
-            for number in range(options.cuts):
-                share = 0.05 + 0.9 * (number + 1) / (options.cuts + 1)
+            for number, share in enumerate(np.linspace(*options.shares, options.cuts).tolist()):
                 cut, again = (Path(folder) / f"{base.name}-{number}-{what}" for what in ("cut", "again"))
                 asked = {"size": share, "verify_texts": 1, "bits_texts": 0, "alphabet": "seen"}
                 shrink_checkpoint(ShrinkOptions(str(base), str(cut), [str(corpus)], **asked), progress=False)
@@ -184,6 +183,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--growth", type=float, default=1.02, help="asked of every corpus, default 1.02")
     parser.add_argument("--grid", type=int, default=200, help="sizes that are tried for the knee, default 200")
     parser.add_argument("--cuts", type=int, default=10, help="of each tokenizer, default 10")
+    parser.add_argument(
+        "--shares", type=float, nargs=2, default=(0.1, 0.9), help="of the tokens, of these cuts (default 0.1 0.9)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="default 3")
     parser.add_argument("--output", type=Path, default=Path("results/cuts.json"), help="default results/cuts.json")
     return parser.parse_args(argv)

@@ -114,6 +114,7 @@ def test_the_benchmark_of_cuts_keeps_to_what_was_asked(tmp_path, corpus, capsys)
     helpers.generic_tokenizer().save_pretrained(tmp_path / "words")
     (tmp_path / "other.txt").write_text("\n".join(helpers.texts(120, seed=1)), encoding="utf-8")
     options = ["--tokenizer", str(tmp_path / "words"), "--corpora", f"a={corpus}", f"b={tmp_path / 'other.txt'}", "--cuts", "2"]
+    options += ["--shares", "0.8", "0.95"]
     parts = ["--parts", "floors", "knee", "rebuild", "--grid", "20", "--growth", "1.1", "--output", str(tmp_path / "cuts.json")]
     assert load("cuts").main([*options, *parts]) == 0
     (run,) = json.loads((tmp_path / "cuts.json").read_text())
