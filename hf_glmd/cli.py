@@ -352,7 +352,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", required=True, help="the recipe: a YAML file, or a name of `hf-glmd recipes`")
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in the output folder")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no weights, and print the plan")
-    parser.add_argument("--calibrate", action="store_true", help="with --dry-run: forecast time, memory, disk from a few steps")
+    parser.add_argument("--calibrate", action="store_true", help="forecast time and memory from a few steps of each stage")
 
 
 def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -364,14 +364,14 @@ def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         from hf_glmd.recipe.plan import print_plan
 
         print_plan(recipe, arguments.calibrate)
-    elif arguments.calibrate:
-        raise UsageError("--calibrate tells what a run would take: add --dry-run, or leave it out to run.")
     else:
+        from hf_glmd.recipe.forecast import forecast
         from hf_glmd.recipe.launch import end_process_group
         from hf_glmd.recipe.run import run_recipe
 
         launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
-        run_recipe(recipe, arguments.overwrite, command=" ".join([launcher, *sys.argv]))
+        command = " ".join([launcher, *sys.argv])
+        run_recipe(recipe, arguments.overwrite, command, forecast if arguments.calibrate else None)
         end_process_group()
 
 

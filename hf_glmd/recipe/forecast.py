@@ -22,7 +22,7 @@ from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.run import Run
 from hf_glmd.recipe.student import make_first_student
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
-from hf_glmd.reports.records import STAGES, TASK_STAGES
+from hf_glmd.reports.records import STAGES, TASK_STAGES, ForecastRecord
 from hf_glmd.shrinking.shrinker import VocabShrinker
 from hf_glmd.teachers.live import LiveTeacher
 from hf_glmd.utils.remote_code import trusting_as_asked
@@ -90,6 +90,10 @@ class Forecast:
     @property
     def peak_memory_mib(self) -> float:
         return max(part.peak_memory_mib for part in self.parts)
+
+    def record(self) -> ForecastRecord:
+        """What a run keeps of it."""
+        return ForecastRecord(self.seconds, self.peak_memory_mib, {part.name: part.seconds for part in self.parts})
 
     def table(self) -> str:
         """For people."""
@@ -215,8 +219,7 @@ class _Probe:
         # A checkpoint holds two numbers of Adam for each weight.
         seconds = steps * clock.median + evaluations * self._evaluation(trainer) + (3 * saves + 1) * saving[0]
         tokens = int(trainer.state.num_input_tokens_seen / max(trainer.state.global_step, 1) * steps)
-        title = name if task is None or not self.recipe.tasks else f"{name} of {task.section.name}"
-        self._part(title, seconds, steps, clock.median, tokens)
+        self._part(self.whole.stages.part_name(name, task), seconds, steps, clock.median, tokens)
 
     def _own(self, task: TaskInputs | None) -> TaskInputs | None:
         """The same task of the whole run."""

@@ -29,7 +29,7 @@ from hf_glmd.reports.run_card import render_card
 from hf_glmd.tasks.task_file import SavedTask
 from hf_glmd.teachers.live import LiveTeacher
 from hf_glmd.utils.files import SUMS, remove, write_sums
-from hf_glmd.utils.system import hardware, versions
+from hf_glmd.utils.system import hardware, peak_memory_mib, versions
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 
@@ -105,6 +105,8 @@ class Results:
             seconds=details["seconds"]
             + sum(part.seconds for part in [*self.stages.records(STAGES[:1], None), *tasks])
             + (time.monotonic() - started),
+            peak_memory_mib=peak_memory_mib(self.state.device),
+            forecast=self.stages.forecast,
         )
 
     def words(self, stage: str, teacher: LiveTeacher, when: str, visible: bool = False) -> WordScores:

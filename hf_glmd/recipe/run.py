@@ -4,7 +4,10 @@ started again at any moment: finished steps are kept, a stage goes on from its l
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -24,7 +27,7 @@ from hf_glmd.recipe.task_inputs import TaskInputs
 from hf_glmd.reports.drawing import figure_class
 from hf_glmd.reports.options import REPORT_PAGE
 from hf_glmd.reports.page import write_report
-from hf_glmd.reports.records import RunRecord
+from hf_glmd.reports.records import ForecastRecord, RunRecord
 from hf_glmd.reports.run_card import terminal_table
 from hf_glmd.training.trainer import in_words_if_worse
 from hf_glmd.utils.files import SUMS, check_sums
@@ -33,7 +36,9 @@ from hf_glmd.utils.system import cpu_cores
 
 
 @trusting_as_asked
-def run_recipe(recipe: Recipe, overwrite: bool = False, command: str = "") -> RunRecord:
+def run_recipe(
+    recipe: Recipe, overwrite: bool = False, command: str = "", forecast: Callable[[Recipe], Any] | None = None
+) -> RunRecord:
     """Runs a recipe, or goes on with it, and prints what came out.
 
     Every process of an `accelerate launch` calls this.
@@ -42,10 +47,11 @@ def run_recipe(recipe: Recipe, overwrite: bool = False, command: str = "") -> Ru
         recipe: what to do.
         overwrite: remove what an earlier run left in the output folder, and start anew.
         command: how it was called, for the model card.
+        forecast: `hf_glmd.recipe.forecast.forecast`, to say first what it will take, and to keep that beside what it took.
     Returns: what was measured; it also stands in metrics.json.
     Raises: UsageError, the recipe asks for what is not there or does not fit; before any training.
     """
-    run = Run(recipe, command)
+    run = Run(recipe, command, forecast)
     run.check()
     with run.run_folder.held():
         run.run_folder.claim(overwrite)
@@ -57,11 +63,11 @@ class Run:
 
     Args:
         recipe: what to do.
-        command: how it was called.
+        command, forecast: as of `run_recipe`.
     """
 
-    def __init__(self, recipe: Recipe, command: str = "") -> None:
-        self.recipe, self.command = recipe, command
+    def __init__(self, recipe: Recipe, command: str = "", forecast: Callable[[Recipe], Any] | None = None) -> None:
+        self.recipe, self.command, self.forecast = recipe, command, forecast
         state = PartialState(cpu=not torch.accelerator.is_available())
         self.inputs = Inputs(recipe, state)
         self.run_folder = RunFolder(recipe, state)
@@ -73,6 +79,10 @@ class Run:
 
     def check(self) -> None:
         """Everything that can be known without weights. Raises: UsageError, something is missing or does not fit."""
+        if self.forecast is not None and self.inputs.state.num_processes > 1:
+            raise UsageError(
+                f"--calibrate forecasts a run of one process, and this one has {self.inputs.state.num_processes}: leave it out."
+            )
         figure_class()  # what it draws comes last, and needs matplotlib
         self.inputs.check_teacher()
         self.stages.check()
@@ -85,6 +95,7 @@ class Run:
         """Every step that is not done yet, in order; prints the table at the end."""
         record = self.finished()
         if record is None:
+            self.stages.forecast = self.forecast_record()
             set_seed(self.recipe.seed)
             self.run_folder.step(
                 "student",
@@ -129,6 +140,18 @@ class Run:
         if self.inputs.state.is_main_process and not (folder / REPORT_PAGE).exists():
             write_report(folder)
         return RunRecord.load(folder / "metrics.json")
+
+    def forecast_record(self) -> ForecastRecord | None:
+        """What the run will take, from a few steps of each stage; of a run that goes on, what was said when it began."""
+
+        def told(folder: Path) -> dict[str, Any]:
+            found = self.forecast(self.recipe)  # type: ignore[misc]
+            self.run_folder.say(f"\n{found.table()}\n")
+            return dataclasses.asdict(found.record())
+
+        if self.forecast is None and not self.run_folder.is_done(self.run_folder.stages / "forecast"):
+            return None
+        return ForecastRecord(**self.run_folder.step("forecast", "Forecast: a few steps of each stage", told))
 
     def refuse_worse(self, record: RunRecord) -> None:
         """Raises: UsageError, plain text led the student away from its teacher, and nobody said that it may."""

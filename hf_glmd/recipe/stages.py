@@ -33,7 +33,7 @@ from hf_glmd.recipe.inputs import Inputs
 from hf_glmd.recipe.run_folder import RunFolder, last_complete_checkpoint
 from hf_glmd.recipe.stage_cache import cached_stage, rows_of_training
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
-from hf_glmd.reports.records import STAGES, TASK_STAGES, StageRecord
+from hf_glmd.reports.records import STAGES, TASK_STAGES, ForecastRecord, StageRecord
 from hf_glmd.tasks.scoring import sequences
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.live import LiveTeacher
@@ -44,6 +44,7 @@ from hf_glmd.training.token_mean import TokenMeanTrainer
 from hf_glmd.training.trainer import GLMDTrainer
 from hf_glmd.utils.files import read_json, remove, write_json, write_sums
 from hf_glmd.utils.system import hardware, has_fast_bf16
+from hf_glmd.utils.text import duration
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 from hf_glmd.vocab.vocab_map import VocabMap
 
@@ -82,7 +83,12 @@ class Stages:
     Args:
         inputs: what the recipe names.
         run_folder: where it is written.
+
+    Attributes:
+        forecast: what was said of the run; None: nothing.
     """
+
+    forecast: ForecastRecord | None = None
 
     def __init__(self, inputs: Inputs, run_folder: RunFolder) -> None:
         self.recipe, self.inputs, self.run_folder, self.state = inputs.recipe, inputs, run_folder, inputs.state
@@ -100,6 +106,10 @@ class Stages:
                 "the recipe has no stage that trains the student. Add a section 'general' or a task with its stages."
             )
 
+    def part_name(self, name: str, task: TaskInputs | None) -> str:
+        """What a forecast calls a stage."""
+        return name if task is None or not self.recipe.tasks else f"{name} of {task.section.name}"
+
     def train(self, name: str, previous: str | None, task: TaskInputs | None = None) -> None:
         """One training stage, from the student that `previous` left (None: from the teacher, on the task's labels)."""
         folder, title = self.folder(name, task), TITLES[name] + (task.label if task else "")
@@ -115,7 +125,8 @@ class Stages:
             trainer = self.trainer(name, previous, task)
         for callback in (clock, *(kind() for kind in map(callback_class, self.recipe.callbacks or ()))):
             trainer.add_callback(callback)
-        show_progress(trainer, title)
+        told = self.forecast.parts.get(self.part_name(name, task)) if self.forecast else None
+        show_progress(trainer, title if told is None else f"{title} (forecast {duration(told)})")
         if not trainer.args.bf16 and AUTO in (
             getattr(self.recipe, name).get("bf16"),
             task and task.section.stage(name).get("bf16"),

@@ -423,6 +423,8 @@ def _how_rows(run: RunRecord) -> list[tuple[str, str]]:
         ("longest input", f"{run.max_tokens:,} tokens"),
         ("hardware", run.hardware),
         ("time", duration(run.seconds) + (f" ({run.seconds:,.0f} s)" if run.seconds >= 90 else "")),
+        *([("forecast", f"{duration(run.forecast.seconds)}, {run.forecast.peak_memory_mib:,.0f} MiB")] if run.forecast else []),
+        *([("peak memory", f"{run.peak_memory_mib:,.0f} MiB")] if run.peak_memory_mib else []),
         ("versions", ", ".join(f"{library} {version}" for library, version in run.versions.items())),
     ]
 

@@ -235,6 +235,21 @@ class StageRecord:
 
 
 @dataclass
+class ForecastRecord:
+    """What a run was said to take before it began.
+
+    Attributes:
+        seconds: of all of it.
+        peak_memory_mib: the most that the process was to hold.
+        parts: seconds of each part, by its name.
+    """
+
+    seconds: float
+    peak_memory_mib: float
+    parts: dict[str, float]
+
+
+@dataclass
 class RunRecord:
     """A whole run: what `metrics.json` holds and model card, plots and table are made from.
 
@@ -252,6 +267,8 @@ class RunRecord:
         max_tokens: longest input of the student.
         kind: what both models are: "masked language model" or "causal language model".
         samples: some words of held-out text with what both models took for likely.
+        peak_memory_mib: the most that the process held, on its device; None of older records.
+        forecast: what `--calibrate` said of time and memory; None: it was not asked.
     """
 
     name: str
@@ -275,6 +292,8 @@ class RunRecord:
     kind: str = "masked language model"
     samples: list[WordSample] = field(default_factory=list)
     words_visible: WordScores | None = None
+    peak_memory_mib: float | None = None
+    forecast: ForecastRecord | None = None
 
     @property
     def words_scored(self) -> str:
@@ -296,6 +315,7 @@ class RunRecord:
             "words_final": WordScores,
             "words_visible": WordScores,
             "task": TaskScores,
+            "forecast": ForecastRecord,
         }
         for key, part in parts.items():
             if data.get(key) is not None:

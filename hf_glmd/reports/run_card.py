@@ -110,7 +110,16 @@ def terminal_table(record: RunRecord) -> str:
     table = markdown_table(comparison_rows(record), ["", "teacher", "student"])
     if record.tasks:
         table += f"\n\n{task_table(record.tasks)}"
-    return f"{title}\n\n{table}\n\nMeasured on {one_line(record.hardware)}. The run took {duration(record.seconds)}."
+    return f"{title}\n\n{table}\n\nMeasured on {one_line(record.hardware)}. {took(record)}"
+
+
+def took(record: RunRecord) -> str:
+    """How long the run took, and how much memory, beside the forecast if there was one."""
+    text = f"The run took {duration(record.seconds)}"
+    if (told := record.forecast) is None:
+        return f"{text}."
+    memory = f" and {record.peak_memory_mib:,.0f} MiB" if record.peak_memory_mib else ""
+    return f"{text}{memory}; the forecast was {duration(told.seconds)} and {told.peak_memory_mib:,.0f} MiB."
 
 
 def render_card(
