@@ -63,7 +63,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_shrink(commands: Any) -> None:
-    from hf_glmd.shrinking.checkpoint import ShrinkOptions
+    from hf_glmd.shrinking.command import ShrinkOptions
 
     parser = commands.add_parser(
         "shrink",
@@ -78,7 +78,7 @@ def _add_shrink(commands: Any) -> None:
 
 
 def _shrink(options: Any, as_json: bool) -> Any:
-    from hf_glmd.shrinking.checkpoint import shrink_checkpoint
+    from hf_glmd.shrinking.command import shrink_checkpoint
 
     return shrink_checkpoint(options, progress=not as_json, command=shlex.join(["hf-glmd", *sys.argv[1:]]))
 
@@ -240,7 +240,7 @@ def _complete(program: argparse.ArgumentParser, shell: str) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    from hf_glmd.evaluation.checkpoint import EvaluateOptions
+    from hf_glmd.evaluation.command import EvaluateOptions
 
     parser = commands.add_parser(
         "evaluate",
@@ -254,7 +254,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: Any, as_json: bool) -> Any:
-    from hf_glmd.evaluation.checkpoint import evaluate_checkpoint
+    from hf_glmd.evaluation.command import evaluate_checkpoint
 
     return evaluate_checkpoint(options)
 

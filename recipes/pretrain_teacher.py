@@ -42,7 +42,7 @@ from hf_glmd.models.heads import WordHead
 from hf_glmd.reports.run_card import render_teacher_card
 
 WARM_UP_SHARE = 0.02
-TRAIN_MASK_SHARE = 0.2  # a little above the scored 15%: more predictions per step for the same forward
+TRAIN_MLM_PROBABILITY = 0.2  # a little above the scored 15%: more predictions per step for the same forward
 
 
 class TimeBudget(TrainerCallback):
@@ -166,7 +166,7 @@ def main() -> None:
         ),
         train_dataset=blocks["train"],
         eval_dataset=blocks["validation"].select(range(min(512, len(blocks["validation"])))),
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=TRAIN_MASK_SHARE),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=TRAIN_MLM_PROBABILITY),
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, budget.learning_rate_factor)),
         callbacks=[budget, RememberTime()],
     )

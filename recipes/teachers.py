@@ -32,7 +32,7 @@ def live(folder: Path, student: Any) -> Any:
 def cache(folder: Path, student: Any, *options: str) -> Any:
     """What the teacher said, from disk: exact at any temperature, 260 bytes per token."""
     text = [str(folder.parent / f"{split}.jsonl") for split in ("train", "held_out")]
-    settings = ["--positions", "masked", "--mask-share", "0.25", "--max-length", "128", "--epochs", "2"]
+    settings = ["--positions", "masked", "--mlm-probability", "0.25", "--max-length", "128", "--epochs", "2"]
     if hf_glmd(["cache", TEACHER, "--data", *text, "--output", str(folder / "cache"), *settings, *options]):
         raise SystemExit(2)
     return folder / "cache"
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
             str(folder / "run"),
             temperature=1.0,
             positions="masked",
-            mask_share=0.25,
+            mlm_probability=0.25,
             max_length=128,
             max_steps=options.steps,
             per_device_train_batch_size=16,

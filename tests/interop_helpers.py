@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from hf_glmd import GLMDConfig, GLMDTrainer, VocabMap, build_student
 from hf_glmd.models.loading import load_checkpoint
-from hf_glmd.shrinking.checkpoint import ShrinkOptions, shrink_checkpoint
+from hf_glmd.shrinking.command import ShrinkOptions, shrink_checkpoint
 
 TEXTS = vocab_helpers.texts(60)
 TRANSFORMERS_JS = Path(sys.prefix) / "node" / "node_modules" / "@huggingface" / "transformers"

@@ -25,7 +25,7 @@ from hf_glmd.recipe.config import Recipe, load_recipe
 from hf_glmd.recipe.examples import copy_recipe, recipe_names
 from hf_glmd.recipe.launch import accelerate_config
 from hf_glmd.recipe.reading import build, build_section, section_of
-from hf_glmd.shrinking.checkpoint import ShrinkOptions
+from hf_glmd.shrinking.command import ShrinkOptions
 from hf_glmd.training.objectives import kinds
 from hf_glmd.utils.options import given_options
 

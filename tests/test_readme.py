@@ -15,7 +15,7 @@ from hf_glmd.cli import parsed
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.recipe.config import TaskSection, load_recipe
 from hf_glmd.recipe.reading import build, build_section
-from hf_glmd.shrinking.checkpoint import ShrinkOptions
+from hf_glmd.shrinking.command import ShrinkOptions
 from hf_glmd.utils.options import given_options
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 

@@ -213,7 +213,7 @@ def _require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _padded_positions(rows: Sequence[Mapping[str, Any]], length: int) -> Tensor:
-    """int64 [B, S]; the padding begins at 0 again, as a document of its own that nothing sees."""
+    """int64 [B, S]; in the padding they begin at 0 again, so that it counts as a document of its own."""
     return torch.tensor([[*row["position_ids"], *range(length - len(row["position_ids"]))] for row in rows])
 
 

@@ -65,8 +65,8 @@ def word_samples(
                     before=tokenizer.decode(before, skip_special_tokens=True),
                     behind=tokenizer.decode(behind, skip_special_tokens=True),
                     hidden=tokenizer.decode([ids[place]]),
-                    teacher=_likeliest(teacher.logits(inputs, positions)[0], tokenizer),
-                    student=_likeliest(head.logits(student, inputs, positions)[0], tokenizer),
+                    teacher=_top_tokens(teacher.logits(inputs, positions)[0], tokenizer),
+                    student=_top_tokens(head.logits(student, inputs, positions)[0], tokenizer),
                 )
             )
             if len(samples) == number:
@@ -75,11 +75,11 @@ def word_samples(
 
 
 def _has_letter(token: int, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Commas and brackets tell little about what a model knows."""
+    """Whether it holds a letter: commas and brackets tell little about what a model knows."""
     return any(char.isalpha() for char in tokenizer.decode([token]))
 
 
-def _likeliest(logits: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, float]]:
+def _top_tokens(logits: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, float]]:
     shares, ids = logits.float().softmax(-1).topk(min(TOP_TOKENS, logits.shape[-1]))
     return [(tokenizer.decode([token]), round(share, 4)) for token, share in zip(ids.tolist(), shares.tolist(), strict=True)]
 

@@ -20,7 +20,7 @@ from hf_glmd.models.heads import WordHead, evaluating, is_masked_lm
 from hf_glmd.reports.records import ModelFacts, WordScores
 from hf_glmd.teachers.live import LiveTeacher
 
-MASK_SHARE = 0.15
+MLM_PROBABILITY = 0.15
 """Share of the words that are scored; as in BERT, which hides them."""
 
 
@@ -37,7 +37,7 @@ def compare_word_predictions(
     teacher: LiveTeacher | None,
     tokenizer: PreTrainedTokenizerBase,
     blocks: datasets.Dataset,
-    mask_share: float = MASK_SHARE,
+    mlm_probability: float = MLM_PROBABILITY,
     seed: int = 0,
     batch_size: int = 32,
     desc: str = "Scoring words",
@@ -54,7 +54,7 @@ def compare_word_predictions(
         student: its own vocabulary is `tokenizer`'s.
         teacher: may be None.
         blocks: rows `input_ids` (list of int) in the student's ids.
-        mask_share: in (0, 1).
+        mlm_probability: in (0, 1).
         visible: leave the chosen tokens of a masked language model as they are: how well it knows what it sees.
     Raises: UsageError, the tokenizer has no mask token or there is nothing to score.
     """
@@ -74,7 +74,7 @@ def compare_word_predictions(
             columns = blocks[list(rows[start : start + batch_size])]
             batch = padded([{"input_ids": ids} for ids in columns["input_ids"]], tokenizer)
             ids = batch["input_ids"]
-            chosen = drawn_words(ids, batch["attention_mask"].bool(), mask_share, (seed, 0)) & ~torch.isin(ids, special)
+            chosen = drawn_words(ids, batch["attention_mask"].bool(), mlm_probability, (seed, 0)) & ~torch.isin(ids, special)
             if causal:  # a word is predicted where the one before it stands, the first one nowhere
                 chosen[:, 0] = False
                 shown, predicting = ids, chosen.roll(-1, dims=1)
@@ -94,7 +94,7 @@ def compare_word_predictions(
     totals = _summed(totals, state)
     count = int(totals[0])
     if count == 0:
-        raise UsageError(f"no token of {len(blocks)} rows was chosen at mask_share={mask_share}. Score more text.")
+        raise UsageError(f"no token of {len(blocks)} rows was chosen at mlm_probability={mlm_probability}. Score more text.")
     if teacher is None:
         return WordScores(count, totals[1].item() / count)
     accuracy, teacher_accuracy, kl, agreement = (totals[1:] / count).tolist()

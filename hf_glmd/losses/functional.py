@@ -1,4 +1,5 @@
-"""The losses as they are called: check, choose what counts, choose the path, reduce."""
+"""The public losses: check, apply the loss mask, choose the path, reduce. The KL itself is in chunked.py (`kl_slice_`), its plain
+formula in reference.py."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def map_id_value(name: str, value: Any, vocab_map: VocabMap) -> Any:
     def optional(ids: Sequence[int], where: str) -> list[int] | None:
         if all(token < 0 or vocab_map.keeps(token) for token in ids):
             return [token if token < 0 else vocab_map.to_small(int(token)) for token in ids]
-        # What need not be kept from being written is gone anyway; what is to be written in pieces is no longer known.
+        # A removed token needs no suppressing any more. A forced or biased sequence with a removed token is lost, so it warns.
         level = logging.INFO if where.endswith("suppress_tokens") else logging.WARNING
         logger.log(level, "%s: the entry %s names a removed token and is dropped.", where, list(ids))
         return None

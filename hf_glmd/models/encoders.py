@@ -96,7 +96,7 @@ class EncoderHead:
         try:
             states = self.logits(model, inputs)
             (result,) = self._computed or [compute(states)]
-            # What the wrappers around the model did to its output, the result has to go through in the backward.
+            # A loss is returned as the model's output, so that the hooks of DDP and FSDP see its backward.
             return states if isinstance(result, Tensor) and result.requires_grad else result
         finally:
             self._compute, self._computed = None, []

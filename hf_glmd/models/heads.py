@@ -195,9 +195,9 @@ class WordHead:
     @torch.compiler.disable  # it does something else each time, so a compiled model has to leave it alone
     def _forward(self, hidden: Tensor) -> Tensor:
         result = self._collected = self._collect(hidden)
-        # A scalar, for the model adds its offset to it, or scales it: [B, S, V] again if this had more dimensions. Where the
-        # result is one, it is given back, since a sharded module waits for the gradient of its output. Any other result is at
-        # least made part of it: DDP takes a parameter that the output does not hang on for an unused one.
+        # A scalar stands in for the logits, so that a scale or an offset of the model does not broadcast to [B, S, V]. A loss is
+        # returned itself, since a sharded module waits for the gradient of its output. Any other result is at least made part of
+        # the output: DDP calls a parameter unused when the output does not depend on it.
         if not isinstance(result, Tensor):
             return hidden.new_zeros(())
         return result if result.ndim == 0 else result.flatten()[:1].sum()

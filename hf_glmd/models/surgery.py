@@ -1,4 +1,8 @@
-"""Cuts the vocabulary of a model: slices each vocabulary tensor once, by identity, so that ties stay ties."""
+"""Cuts the vocabulary of a model: slices each vocabulary tensor once, by identity, so that ties stay ties.
+
+Ties of a student are those of its teacher (student.py), adapters keep theirs (loading.py), and a saved model has each tied weight
+once (hf_glmd/training/token_mean.py).
+"""
 
 from __future__ import annotations
 

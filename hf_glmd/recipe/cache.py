@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_glmd.errors import UsageError
-from hf_glmd.utils.options import TEXT_SOURCES, option
+from hf_glmd.utils.options import TEXT_SOURCES, cache_kind, option
 from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
 from hf_glmd.utils.remote_code import trusting_as_asked
 
@@ -62,7 +62,7 @@ class CacheOptions:
 
     def __post_init__(self) -> None:
         mistakes = []
-        self.kind = {"top_k": "topk", "top-k": "topk"}.get(self.kind, self.kind)
+        self.kind = cache_kind(self.kind)
         if not self.model:
             mistakes.append("the model is missing: name a folder, or a model on the Hub")
         if not self.output:

@@ -16,7 +16,7 @@ from hf_glmd.errors import UsageError, nearest
 from hf_glmd.recipe.examples import with_own_paths
 from hf_glmd.recipe.reading import build, converted, parse_overrides, read_yaml, section_of, set_value
 from hf_glmd.reports.records import STAGES, TASK_STAGES
-from hf_glmd.utils.options import TEXT_SOURCES
+from hf_glmd.utils.options import TEXT_SOURCES, cache_kind
 from hf_glmd.utils.remote_code import HELP as REMOTE_CODE
 
 
@@ -193,7 +193,7 @@ class CacheSection:
     )
 
     def __post_init__(self) -> None:
-        self.kind = {"top_k": "topk", "top-k": "topk"}.get(self.kind, self.kind)
+        self.kind = cache_kind(self.kind)
         unknown = [stage for stage in self.stages if stage not in ("general", "task_words")]
         if unknown or not self.stages:
             raise UsageError(f"cache.stages={self.stages}: the teachers of general and task_words can be cached. Name these.")
@@ -322,7 +322,7 @@ def _check_stage(options: dict[str, Any], stage: str, where: str) -> None:
 
     from hf_glmd.training.config import GLMDConfig
 
-    # The teacher's fine-tuning is no distillation: it has a temperature as little as a teacher.
+    # The teacher's fine-tuning is no distillation: it has neither a temperature nor a teacher.
     arguments = TrainingArguments if stage == "task_teacher" else GLMDConfig
     hints = typing.get_type_hints(arguments)
     for name, value in options.items():

@@ -39,7 +39,7 @@ from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.live import LiveTeacher
 from hf_glmd.training.callbacks import callback_class, show_progress
 from hf_glmd.training.config import GLMDConfig, number_mistakes
-from hf_glmd.training.task_teacher import GoldAnswerTrainer
+from hf_glmd.training.task_teacher import LabelTrainer
 from hf_glmd.training.token_mean import TokenMeanTrainer
 from hf_glmd.training.trainer import GLMDTrainer
 from hf_glmd.utils.files import read_json, remove, write_json, write_sums
@@ -208,7 +208,7 @@ class Stages:
             model = self.inputs.load_teacher()
             if task.section.teacher_lora is not None:
                 model = with_new_adapter(model, task.section.teacher_lora)
-            return GoldAnswerTrainer(
+            return LabelTrainer(
                 model=model,
                 args=args,
                 train_dataset=train,

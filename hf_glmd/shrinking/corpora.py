@@ -61,17 +61,17 @@ def counted_corpora(
     return found
 
 
-def growth_floors(growth: float | Mapping[str, float] | None, corpora: Iterable[str]) -> dict[str, float]:
+def growth_limits(growth: float | Mapping[str, float] | None, corpora: Iterable[str]) -> dict[str, float]:
     """The growth that each corpus may have. Raises: UsageError, one is no number of at least 1, or there is no such corpus."""
     names = list(corpora)
     if growth is None:
         return {}
     if not names:
         raise UsageError(f"growth={growth} is measured on held-out text of a corpus: give corpora={{'text': 'corpus.txt'}}.")
-    floors = dict(growth) if isinstance(growth, Mapping) else dict.fromkeys(names, growth)
-    for name, floor in floors.items():
+    max_growth = dict(growth) if isinstance(growth, Mapping) else dict.fromkeys(names, growth)
+    for name, limit in max_growth.items():
         if name not in names:
             raise UsageError(f"growth names '{name}', which is no corpus: use {', '.join(names)}.")
-        if isinstance(floor, bool) or not isinstance(floor, (int, float, np.number)) or not floor >= 1:
-            raise UsageError(f"growth={floor!r} of '{name}' is no number of at least 1: use e.g. 1.02 for 2% more tokens.")
-    return floors
+        if isinstance(limit, bool) or not isinstance(limit, (int, float, np.number)) or not limit >= 1:
+            raise UsageError(f"growth={limit!r} of '{name}' is no number of at least 1: use e.g. 1.02 for 2% more tokens.")
+    return max_growth

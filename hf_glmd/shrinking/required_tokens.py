@@ -82,7 +82,7 @@ def required_tokens(
 
 
 def _special(tokenizer: Any, data: dict[str, Any], vocabulary: dict[str, int], counts: np.ndarray, lossless: bool) -> set[int]:
-    known = tokenizer.get_vocab()  # one that lacks a row alone was taken out before
+    known = tokenizer.get_vocab()  # `vocabulary` is without the tokens that have no row
     roles = {name: token for name, token in tokenizer.special_tokens_map.items() if token in vocabulary or token not in known}
     for name, token in roles.items():
         if token not in vocabulary:

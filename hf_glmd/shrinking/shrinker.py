@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_glmd.data.sources import read_texts
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.sizes import SizeTable
-from hf_glmd.shrinking.corpora import Corpus, counted_corpora, growth_floors
+from hf_glmd.shrinking.corpora import Corpus, counted_corpora, growth_limits
 from hf_glmd.shrinking.preparation import (
     Preparation,
     absent_ids,
@@ -274,7 +274,7 @@ class VocabShrinker:
         lossless = removed == "resegment"
         check_mode(removed, similarity, embeddings)
         self.count_corpora(corpora or {}, column, held_out=held_out)
-        limits = Limits(growth_floors(growth, self.corpora), max_mb, max_params)
+        limits = Limits(growth_limits(growth, self.corpora), max_mb, max_params)
         given, limited = limits.beside({"size": size, "coverage": coverage, "min_count": min_count})
         if not given and not limited:
             size = 0.5

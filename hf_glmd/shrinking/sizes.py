@@ -90,16 +90,16 @@ class Sizer:
         )
         if model_type(self.prepared.data) == "WordLevel":  # grows never, so it has no knee
             return table
-        floors = dict.fromkeys(self.corpora, knee_growth)
-        known = [(row.size, holds(row, floors)) for row in table.rows]
+        max_growth = dict.fromkeys(self.corpora, knee_growth)
+        known = [(row.size, holds(row, max_growth)) for row in table.rows]
         low = max((size for size, fits in known if not fits), default=self.least - 1)
         high = min((size for size, fits in known if fits and size > low), default=tokens)
-        size = smallest(low, high, lambda size: holds(self.row(size), floors))
+        size = smallest(low, high, lambda size: holds(self.row(size), max_growth))
         table.knee = self.row(size, parts)
         return table
 
-    def for_growth(self, floors: Mapping[str, float]) -> tuple[np.ndarray, int]:
-        """The order of tokens, and the fewest of it, with which held-out text of each corpus grows by no more than its floor.
+    def for_growth(self, max_growth: Mapping[str, float]) -> tuple[np.ndarray, int]:
+        """The order of tokens, and the fewest of it, with which held-out text of each corpus grows by no more than its limit.
 
         Of one corpus that is a search for the size. With several, a token is worth the sum of its shares of the corpora, each by
         a weight; those weights are best (they solve the dual of: the fewest tokens that cover so much of each) at which no corpus
@@ -107,19 +107,19 @@ class Sizer:
         """
         high = self.ids.size
         if len(self.corpora) == 1:
-            return self.ids, smallest(self.least - 1, high, lambda size: holds(self.row(size), floors))
-        weights = {name: 1.0 if name in floors else 0.0 for name in self.corpora}
-        best_ids, best = self.ids, smallest(self.least - 1, high, lambda size: holds(self.row(size), floors))
+            return self.ids, smallest(self.least - 1, high, lambda size: holds(self.row(size), max_growth))
+        weights = {name: 1.0 if name in max_growth else 0.0 for name in self.corpora}
+        best_ids, best = self.ids, smallest(self.least - 1, high, lambda size: holds(self.row(size), max_growth))
         for _ in range(ROUNDS):
             ids = self.ordered(self._weighted(weights))[0]
-            size = _near(best, self.least, high, lambda size, ids=ids: holds(self.row(size, ids=ids), floors))
+            size = _near(best, self.least, high, lambda size, ids=ids: holds(self.row(size, ids=ids), max_growth))
             if size < best:
                 best_ids, best = ids, size
             growth = self.row(size, ids=ids).growth
-            used = {name: (growth[name] - 1 + 1e-4) / (floors[name] - 1 + 1e-4) for name in floors}
+            used = {name: (growth[name] - 1 + 1e-4) / (max_growth[name] - 1 + 1e-4) for name in max_growth}
             if min(used.values()) > 0.97:
                 break
-            weights |= {name: max(weights[name] * used[name] ** 0.5, 1e-4) for name in floors}
+            weights |= {name: max(weights[name] * used[name] ** 0.5, 1e-4) for name in max_growth}
         return best_ids, best
 
     def _weighted(self, weights: Mapping[str, float]) -> np.ndarray:
@@ -224,7 +224,7 @@ class Limits:
 
 
 def _in_words(growth: Mapping[str, float]) -> str:
-    return " ".join(f"{name}={floor:g}" for name, floor in growth.items())
+    return " ".join(f"{name}={limit:g}" for name, limit in growth.items())
 
 
 def _at(size: int, parts: ModelParts | None) -> str:
@@ -233,8 +233,8 @@ def _at(size: int, parts: ModelParts | None) -> str:
     return f"max_mb={np.ceil(parts.mb_at(size) * 100) / 100:g}, max_params={parts.parameters_at(size):,} for {size:,} tokens."
 
 
-def holds(row: SizeRow, floors: Mapping[str, float]) -> bool:
-    return all(row.growth[name] <= floor + 1e-12 for name, floor in floors.items())
+def holds(row: SizeRow, max_growth: Mapping[str, float]) -> bool:
+    return all(row.growth[name] <= limit + 1e-12 for name, limit in max_growth.items())
 
 
 def smallest(low: int, high: int, fits: Callable[[int], bool]) -> int:

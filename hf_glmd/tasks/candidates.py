@@ -48,7 +48,7 @@ def candidate_scores(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return scores.masked_fill(~batch["candidate_mask"], -torch.inf)
 
 
-def gold_answer_loss(scores: Tensor, right: Tensor) -> Tensor:
+def label_loss(scores: Tensor, right: Tensor) -> Tensor:
     """Minus the log-probability that one of the right candidates is chosen; with one right candidate the cross-entropy.
 
     Args:

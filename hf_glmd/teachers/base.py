@@ -16,7 +16,7 @@ from hf_glmd.vocab.vocab_map import VocabMap
 
 
 class Teacher:
-    """A frozen model, or what is left of one, that predicts the student's tokens or classes.
+    """What a trainer asks for predictions of the student's tokens or classes: frozen models, or a cache of what they said.
 
     A new kind is one class that overrides what it answers otherwise, and one line in `hf_glmd.teachers.kinds.KINDS`.
 

@@ -123,13 +123,13 @@ class TeacherCache(Teacher):
                 its device, under the autocast around this call.
             batches: as collators make them, with `prediction_mask`; of several processes each passes its own. A row that was seen
                 before is skipped. If they have `original_input_ids`, it is those that the teacher reads.
-            kind: "hidden" or "topk".
+            kind: "hidden" or "topk", also written "top_k".
             dtype: "int8" (default of "hidden", with a scale per token and one per channel and shard), "bf16", "fp16" or "fp32";
                 for the logits of "topk" "fp16" (default) or "fp32".
             k: of "topk": how many tokens, default 64.
             temperature: of "topk": the loss's, default 1.
             fingerprint: what made the rows, for `check`, e.g. {"tokenizer": tokenizer_fingerprint(tokenizer), "data": {"corpus":
-                "docstrings", "mask_share": 0.15}}. "teacher" is added where it is not given.
+                "docstrings", "mlm_probability": 0.15}}. "teacher" is added where it is missing.
             shard_mib: > 0, held in memory before it is written.
             progress: show a bar.
         Raises: UsageError, a setting makes no sense, the directory holds another cache, or the teacher predicts NaN.
@@ -137,7 +137,7 @@ class TeacherCache(Teacher):
         if not shard_mib > 0:
             raise UsageError(f"shard_mib={shard_mib} leaves no room for a row. Use e.g. 256.")
         settings = settings_of(teacher, kind, dtype, k, temperature, fingerprint)
-        encode = encoded_hidden if kind == "hidden" else encoded_top_tokens
+        encode = encoded_hidden if settings.kind == "hidden" else encoded_top_tokens
         directory, state = Path(directory), PartialState()
         vocab_map, device = teacher.vocab_map, next(teacher.models[0].parameters()).device
         with state.main_process_first():
@@ -288,7 +288,7 @@ class TeacherCache(Teacher):
 
     def check(self, fingerprint: Mapping[str, Any]) -> None:
         """Raises: UsageError, the cache was made from something else; it says what differs. What is not given is not compared."""
-        found = differences(self.settings.fingerprint, fingerprint, only_given=True)
+        found = differences(self.settings.fingerprint, fingerprint, only_here=True)
         if found:
             raise UsageError(
                 f"the cache '{self.directory}' was made from something else: {'; '.join(found)}. Build one from what is "

@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.topk import top_tokens
 from hf_glmd.teachers.base import Teacher
+from hf_glmd.utils.options import cache_kind
 from hf_glmd.vocab.vocab_map import VocabMap
 
 TORCH_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -112,6 +113,7 @@ def settings_of(
     fingerprint: Mapping[str, Any] | None,
 ) -> CacheSettings:
     """Raises: UsageError, a setting makes no sense, or not with the others."""
+    kind = cache_kind(kind)
     if kind not in DTYPES:
         raise UsageError(f"kind={kind!r} is unknown. Use 'hidden' or 'topk'.")
     dtype = DTYPES[kind][0] if dtype is None else dtype

@@ -125,10 +125,10 @@ def _lasting(config: Any) -> Any:
     return config
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], only_given: bool = False) -> list[str]:
-    """What the two have otherwise, in words; of what `here` does not name nothing is said if `only_given`."""
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], only_here: bool = False) -> list[str]:
+    """Keys whose values differ, one sentence each; with `only_here`, keys that `here` lacks are left out."""
     there, here = (_flat(json.loads(json.dumps(values, default=str))) for values in (there, here))
-    names = list(here) if only_given else list(there | here)
+    names = list(here) if only_here else list(there | here)
     return [
         f"{name} is {_short(there, name)} there and {_short(here, name)} here"
         for name in names

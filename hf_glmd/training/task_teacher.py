@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from hf_glmd.data.collators import QUESTION_COLUMNS, model_inputs
 from hf_glmd.models.heads import WordHead
-from hf_glmd.tasks.candidates import candidate_log_probs, candidate_scores, gold_answer_loss
+from hf_glmd.tasks.candidates import candidate_log_probs, candidate_scores, label_loss
 from hf_glmd.training.token_mean import TokenMeanTrainer, summed_over_examples
 
 
-class GoldAnswerTrainer(TokenMeanTrainer):
+class LabelTrainer(TokenMeanTrainer):
     """Cross-entropy of the candidates in the blank with the label.
 
     Rows are those of `ClozeTask.encode(..., labelled=True)`, collated by `CandidateCollator`.
@@ -32,7 +32,7 @@ class GoldAnswerTrainer(TokenMeanTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         def loss_of(logits: Tensor) -> Tensor:
-            return summed_over_examples(gold_answer_loss(candidate_scores(logits, inputs), inputs["right"]), inputs)
+            return summed_over_examples(label_loss(candidate_scores(logits, inputs), inputs["right"]), inputs)
 
         with self.accelerator.autocast():
             summed = self.head.of_logits(model, model_inputs(inputs), loss_of, inputs["prediction_mask"])
@@ -44,7 +44,7 @@ class GoldAnswerTrainer(TokenMeanTrainer):
             scores = candidate_log_probs(partial(self.head.logits, model), inputs)
         right = inputs["right"]
         return {
-            "loss": gold_answer_loss(scores, right),
+            "loss": label_loss(scores, right),
             "accuracy": right.gather(1, scores.argmax(-1, keepdim=True))[:, 0].float(),
         }
 

@@ -55,7 +55,7 @@ def _is_checkpoint(folder: str | None) -> bool:
     return folder is not None and Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR)
 
 
-DEFAULT_MASK_SHARE = 0.15  # as BERT was trained
+DEFAULT_MLM_PROBABILITY = 0.15  # as BERT was trained
 
 
 class GLMDTrainer(PublishingTrainer):

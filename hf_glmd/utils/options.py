@@ -52,3 +52,8 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 def given_options(arguments: argparse.Namespace, section: type) -> dict[str, Any]:
     """Name of a field -> what was typed for it, of those that were."""
     return {part.name: getattr(arguments, part.name) for part in dataclasses.fields(section) if hasattr(arguments, part.name)}
+
+
+def cache_kind(kind: str) -> str:
+    """The kind of a teacher cache as its files name it: "top_k" and "top-k" are "topk"; anything else as it is."""
+    return {"top_k": "topk", "top-k": "topk"}.get(kind, kind)

@@ -153,16 +153,16 @@ class _Derivations:
     def _joins(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Which pairs of tokens side by side come about without a merge across the border between them.
 
-        The pairs that met at the border are gone through backwards: of the two, the one that was made last is taken apart again.
-        To merge, such a pair would have had to be chosen before either of the two was used up otherwise. Until then a merge as
-        late as its time is made, so a pair of a higher rank comes too late; and the merge that uses it up has a rank of its own,
-        so a pair of a lower rank comes first.
+        Merges next to the border are undone, latest first: of the two tokens there, the one that was made last is taken apart.
+        For the pair at the border to merge, it would have had to be chosen before another merge consumed either of its tokens.
+        Until a token is there, a merge as late as its time is made, so a pair of a higher rank comes too late; and the merge that
+        consumes it has a rank of its own, so a pair of a lower rank comes first.
 
         Returns: for each pair `_JOINED`, `_TORN`, or `_UNDECIDED`.
         """
         verdict = np.full(left.size, _UNDECIDED)
         at = np.arange(left.size)
-        # Of what the two at the border were used for, its time and rank. The whole is made at the end, after all else.
+        # Time and rank of the merge that consumed the token left (right) of the border; the whole is made last of all.
         left_used, left_rank, right_used, right_rank = (np.full(left.size, _NEVER) for _ in range(4))
         while at.size:
             left_time, right_time = self.time[left], self.time[right]

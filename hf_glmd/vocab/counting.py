@@ -392,7 +392,7 @@ def _process() -> tuple[int, int]:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.accelerator.is_available())
-    # Not PartialState's numbers: one that was made without cpu=True holds each process of a CPU machine for the only one.
+    # Not PartialState's numbers: made without cpu=True, it reports a world of one process on machines without a GPU.
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 

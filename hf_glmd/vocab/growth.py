@@ -18,7 +18,7 @@ from hf_glmd.vocab.rewrite import is_byte_level, shrink_tokenizer_json
 from hf_glmd.vocab.scripts import script_of
 
 LOOKUPS = 8_000_000
-"""Where words have more pieces than that together, no token is left out of the vocabularies that split them."""
+"""Substrings of all words that are looked up at most; of longer words candidates keep every token."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class HeldOutTexts:
         return dict(zip(self.names, shares.tolist(), strict=True))
 
     def split(self, kept_ids: np.ndarray) -> dict[str, Split]:
-        """By corpus, with these tokens alone; they have to hold the required ones, and what they are merged from."""
+        """Tokens of each corpus with only `kept_ids` in the vocabulary, int64 [K], closed under merges, with all required ids."""
         return self._totals(self._lengths(kept_ids))
 
     def by_script(self, kept_ids: np.ndarray) -> dict[str, tuple[int, int]]:
@@ -149,8 +149,8 @@ def _unknown_id(data: Mapping[str, Any]) -> int | None:
 def _occurring(
     words: Sequence[str], data: Mapping[str, Any], vocabulary: Mapping[str, int]
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Ids of tokens, and the place of a word in which each occurs, int64 [pairs] both; and ids of tokens that may occur anywhere:
-    of all, where the words are too long to look."""
+    """Which tokens are substrings of which words: token ids and word indices, int64 [pairs] each; and ids never left out: all of
+    them where the words are too long to look."""
     model = data["model"]
     prefix, suffix = (model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
     bodies: dict[str, list[int]] = {}

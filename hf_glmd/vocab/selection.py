@@ -100,7 +100,7 @@ def whole_order(
     order: str | np.ndarray = "count",
     merges: MergeTree | None = None,
 ) -> tuple[np.ndarray, int, str]:
-    """All ids, the required ones in front: every start that holds these is what `select` keeps at that size.
+    """All ids, the required ones first: `ids[:k]` is what `select` keeps at size k, for each k that holds the required ones.
 
     Args: as of `select`.
     Returns: int64 [V - absent]; how many are required; and of which kinds these are, in words.

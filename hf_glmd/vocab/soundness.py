@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def panics_named(function: Function) -> Function:
-    """A function that says of what the tokenizers library cannot do, which may be a panic, that tokenizer.json is damaged."""
+    """Decorator: an exception or a Rust panic of the tokenizers library becomes a UsageError, "tokenizer.json is damaged"."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -30,7 +30,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from hf_glmd import VocabMap, VocabShrinker
 from hf_glmd.data.sources import read_texts
-from hf_glmd.shrinking.checkpoint import ShrinkOptions, shrink_checkpoint
+from hf_glmd.shrinking.command import ShrinkOptions, shrink_checkpoint
 from hf_glmd.shrinking.rebuilding import RebuildOptions, rebuild_checkpoint
 from hf_glmd.vocab.counting import vocabulary_rows
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer

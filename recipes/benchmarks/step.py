@@ -39,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     teacher = load_word_model(options.teacher, dtype=torch.float32)
     student = build_student(teacher, num_layers=options.num_layers)
-    args = GLMDConfig("unused", use_cpu=True, report_to="none", mask_share=0.0)
+    args = GLMDConfig("unused", use_cpu=True, report_to="none", mlm_probability=0.0)
     row = {"input_ids": [5]}
     trainer = GLMDTrainer(student, teacher, args, [row], processing_class=load_tokenizer(options.teacher))
     student.train()

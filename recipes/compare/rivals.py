@@ -199,7 +199,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def gold_loss(student: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy with the hidden words, the mean over them."""
+    """Cross-entropy with the masked tokens, the mean over them."""
     targets = batch["targets"][batch["prediction_mask"]]
     return functional.cross_entropy(student, targets, ignore_index=IGNORE_INDEX)
 

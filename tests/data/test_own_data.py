@@ -15,8 +15,8 @@ from datasets import Dataset, DatasetDict
 from hf_glmd import ClozeTask, UsageError
 from hf_glmd.data.corpus import load_corpus
 from hf_glmd.data.sources import load_splits, read_texts
-from hf_glmd.evaluation.checkpoint import EvaluateOptions, _texts
-from hf_glmd.shrinking.checkpoint import ShrinkOptions, _counted
+from hf_glmd.evaluation.command import EvaluateOptions, _texts
+from hf_glmd.shrinking.command import ShrinkOptions, _counted
 from hf_glmd.shrinking.shrinker import VocabShrinker
 from hf_glmd.tasks.catalogue import TASKS
 from hf_glmd.tasks.loading import load_task_data

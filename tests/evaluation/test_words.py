@@ -14,7 +14,7 @@ from hf_glmd.utils.system import hardware, versions
 @pytest.mark.parametrize("visible", [False, True])
 def test_scores_are_those_of_whole_forwards(visible):
     student, teacher, rows = helpers.student(), helpers.teacher(), helpers.rows()
-    options = {"mask_share": 0.4, "batch_size": 5, "visible": visible}
+    options = {"mlm_probability": 0.4, "batch_size": 5, "visible": visible}
     scores = compare_word_predictions(student, LiveTeacher(teacher), helpers.TOKENIZER, rows, **options)
     batch = WordPredictionCollator(helpers.TOKENIZER, "masked", 0.4)([{"input_ids": ids} for ids in rows["input_ids"]])
     gold = WordPredictionCollator(helpers.TOKENIZER, "all", 0.0)([{"input_ids": ids} for ids in rows["input_ids"]])["input_ids"]
@@ -45,7 +45,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_nothing_to_score_is_refused():
     with pytest.raises(UsageError, match="no token of 23 rows"):
-        masked_word_accuracy(helpers.student(), helpers.TOKENIZER, helpers.rows(), mask_share=1e-9)
+        masked_word_accuracy(helpers.student(), helpers.TOKENIZER, helpers.rows(), mlm_probability=1e-9)
     causal = vocab_helpers.generic_tokenizer()
     causal.mask_token = None
     with pytest.raises(UsageError, match="no mask token"):

@@ -74,7 +74,7 @@ def test_next_words_are_scored_where_they_are_predicted():
     import datasets
 
     blocks = datasets.Dataset.from_dict({"input_ids": rows})
-    scores = compare_word_predictions(model, LiveTeacher(model), tokenizer, blocks, mask_share=1 - 1e-9)
+    scores = compare_word_predictions(model, LiveTeacher(model), tokenizer, blocks, mlm_probability=1 - 1e-9)
     right = 0
     with torch.no_grad():
         for row in rows:
@@ -84,7 +84,7 @@ def test_next_words_are_scored_where_they_are_predicted():
     assert scores.positions == sum(word not in special for row in rows for word in row[1:]) == 7
     assert scores.accuracy == scores.teacher_accuracy == pytest.approx(right / 7)
     assert scores.kl == pytest.approx(0, abs=1e-6) and scores.agreement == 1
-    alone = compare_word_predictions(model, None, tokenizer, blocks, mask_share=1 - 1e-9, batch_size=1)
+    alone = compare_word_predictions(model, None, tokenizer, blocks, mlm_probability=1 - 1e-9, batch_size=1)
     assert alone.accuracy == pytest.approx(scores.accuracy)
 
 

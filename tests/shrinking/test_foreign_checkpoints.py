@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_glmd import VocabShrinker
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_checkpoint, load_word_model
-from hf_glmd.shrinking.checkpoint import ShrinkOptions, shrink_checkpoint
+from hf_glmd.shrinking.command import ShrinkOptions, shrink_checkpoint
 
 DATA = os.environ.get("HF_GLMD_TEST_DATA")
 

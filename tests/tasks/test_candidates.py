@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_glmd import ClozeTask
 from hf_glmd.data.collators import CandidateCollator
-from hf_glmd.tasks.candidates import candidate_log_probs, gold_answer_loss
+from hf_glmd.tasks.candidates import candidate_log_probs, label_loss
 from hf_glmd.tasks.examples import answer_ids
 from hf_glmd.tasks.scoring import score_candidates
 
@@ -93,7 +93,7 @@ def test_neither_batch_size_nor_company_changes_a_score(name):
 def test_gradients_are_those_of_each_candidate_alone(name):
     tokenizer, model, rows = setting(name)
     batch = CandidateCollator(tokenizer)(list(rows))
-    gold_answer_loss(candidate_log_probs(helpers.logits_at(model), batch), batch["right"]).sum().backward()
+    label_loss(candidate_log_probs(helpers.logits_at(model), batch), batch["right"]).sum().backward()
     found = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
     for text, options, right in zip(TEXTS, OPTIONS, RIGHT, strict=True):
@@ -113,7 +113,7 @@ def test_one_right_answer_costs_its_cross_entropy():
     scores = torch.randn(5, 4).masked_fill(torch.arange(4) > torch.tensor([[3], [3], [2], [3], [1]]), -torch.inf)
     answers = torch.tensor([0, 3, 2, 1, 1])
     torch.testing.assert_close(
-        gold_answer_loss(scores, F.one_hot(answers, 4).bool()), F.cross_entropy(scores, answers, reduction="none")
+        label_loss(scores, F.one_hot(answers, 4).bool()), F.cross_entropy(scores, answers, reduction="none")
     )
 
 

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from hf_glmd import ClozeTask
 from hf_glmd.data.collators import CandidateCollator
-from hf_glmd.training.task_teacher import GoldAnswerTrainer
+from hf_glmd.training.task_teacher import LabelTrainer
 
 TASK = ClozeTask("verbs", "call {mask} : {text}", {"yes": "walk", "no": "talk"})
 
@@ -22,7 +22,7 @@ def test_it_learns_the_gold_answers(tmp_path, task):
     rows = datasets.Dataset.from_dict({"text": texts, "label": ["yes" if "walk" in text else "no" for text in texts]})
     questions = task.encode(rows, helpers.TOKENIZER, 24, labelled=True)
     settings = {"per_device_train_batch_size": 10, "max_steps": 60, "learning_rate": 5e-3}
-    trainer = GoldAnswerTrainer(
+    trainer = LabelTrainer(
         model=helpers.student(),
         args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **settings),
         train_dataset=questions,

@@ -119,13 +119,13 @@ class ShrinkOptions:
 
     def limits(self) -> dict[str, Any]:
         """What `VocabShrinker.shrink` is told in place of a size. Raises: UsageError, a value is no number."""
-        floors: Any = None
+        limits: Any = None
         if self.growth:
             named = any("=" in one for one in self.growth)
-            floors = {name: number(one, "--growth") for name, one in named_sources(self.growth, "--growth").items()}
-            floors = floors if named else floors["text"]
+            limits = {name: number(one, "--growth") for name, one in named_sources(self.growth, "--growth").items()}
+            limits = limits if named else limits["text"]
         return {
-            "growth": floors,
+            "growth": limits,
             "max_mb": self.max_mb,
             "max_params": None if self.max_params is None else number(self.max_params, "--max-params"),
         }

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from hf_glmd.recipe.reading import build_section
-from hf_glmd.shrinking.checkpoint import ShrinkOptions
+from hf_glmd.shrinking.command import ShrinkOptions
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "shrink"
 _QWEN = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}

@@ -8,7 +8,7 @@ import vocab_helpers
 
 from hf_glmd import VocabShrinker
 from hf_glmd.cli import main
-from hf_glmd.evaluation.checkpoint import EvaluateOptions, evaluate_checkpoint
+from hf_glmd.evaluation.command import EvaluateOptions, evaluate_checkpoint
 
 
 @pytest.fixture(scope="module")
