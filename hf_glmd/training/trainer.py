@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import ModelOutput
 
@@ -316,6 +317,12 @@ class GLMDTrainer(PublishingTrainer):
             return super().evaluation_loop(*args, **kwargs)
 
     # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, with trainer_state.json beside the model: `hf-glmd report` shows its curves. It is not pushed."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.args.should_save:
+            self.state.save_to_json(str(Path(output_dir or self.args.output_dir) / TRAINER_STATE_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Tokenising the rows has set truncation and padding, which would be written into tokenizer.json.

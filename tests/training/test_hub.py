@@ -209,3 +209,14 @@ def test_the_card_has_the_rights_of_the_teachers_card(vocab, tmp_path):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "bsd-3-clause" and card.data.language == ["fr"]
     assert "distilled from big-one by" in card.text and "base_model" not in card.data.to_dict()
+
+
+def test_what_a_trainer_saved_is_reported_and_its_log_stays_here(tmp_path, capsys):
+    trainer = helpers.trainer(tmp_path / "run", max_steps=4, eval_strategy="steps", eval_steps=2, logging_steps=2)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    assert main(["report", str(tmp_path / "saved")]) == 0
+    page = (tmp_path / "saved" / "report.html").read_text()
+    kl = [entry["eval_kl"] for entry in trainer.state.log_history if "eval_kl" in entry]
+    assert len(kl) == 2 and f"{kl[-1]:.3f}" in page
+    assert (tmp_path / "saved" / "trainer_state.json").exists() and "trainer_state.json" in TRAINING_STATE  # which is not pushed
