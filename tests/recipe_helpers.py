@@ -35,6 +35,7 @@ def write_inputs(folder: Path, **changes: Any) -> Path:
     recipe = {
         "output_dir": str(folder / "out"),
         "max_length": 24,
+        "threads": 1,  # so small a model is slower on two, by far where another test runs beside it
         "teacher": {"model": str(folder / "teacher")},
         "corpus": {"name": str(folder / "corpus.jsonl")},
         "vocab": {"size": 131},

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
 import datasets
 
-from hf_glmd.data.sources import load_splits
+from hf_glmd.data.sources import load_splits, read_texts
 from hf_glmd.errors import UsageError
 
 HELD_OUT_ROWS = 2000
@@ -30,6 +34,48 @@ def load_corpus(name: str, config: str | None = None, seed: int = 0, column: str
             f"corpus '{name}' is empty: its splits are { ({s: len(p) for s, p in found.items()}) }. Give one with texts."
         )
     return datasets.DatasetDict({split: _named_labels(part) for split, part in _with_all_splits(found, seed).items()})
+
+
+STREAM_HELD_OUT, STREAM_BUFFER = 1_000, 10_000
+"""Texts of a stream for validation, and as many for test; and among how many the next text is drawn."""
+
+
+def stream_corpus(
+    name: str, config: str | None = None, seed: int = 0, column: str = "text", max_texts: int | None = None
+) -> dict[str, Any]:
+    """A corpus that is read while it is trained on, and of which nothing is kept on disk.
+
+    Of its first 2,000 texts every other one is for validation, the rest for test; the others are `train`, shuffled among 10,000.
+    Files are one stream, whatever their names; of a data set on the Hub it is the split train, unless the name says another.
+
+    Args:
+        name, config, column: as of `load_corpus`.
+        seed: of the shuffling.
+        max_texts: of `train`, at most.
+    Returns: split -> `datasets.IterableDataset` (train) or `Dataset`, of the text column alone.
+    Raises: UsageError, there is nothing of that name, or there are too few texts to hold some out.
+    """
+    source = name if config is None else f"{name}:{config}"
+    held_out = list(itertools.islice(_texts(source, column, 0), 2 * STREAM_HELD_OUT + 1))
+    if len(held_out) <= 2 * STREAM_HELD_OUT:
+        raise UsageError(
+            f"corpus '{name}' has {len(held_out):,} texts, and of a stream {2 * STREAM_HELD_OUT:,} are held out. "
+            "Leave corpus.streaming out."
+        )
+    arguments = {"source": source, "column": column, "skipped": 2 * STREAM_HELD_OUT}
+    features = datasets.Features({column: datasets.Value("string")})
+    train = datasets.IterableDataset.from_generator(_texts, features=features, gen_kwargs=arguments)
+    train = train if max_texts is None else train.take(max_texts)
+    return {
+        "train": train.shuffle(seed=seed, buffer_size=STREAM_BUFFER),
+        "validation": datasets.Dataset.from_list(held_out[:-1:2], features=features),
+        "test": datasets.Dataset.from_list(held_out[1::2], features=features),
+    }
+
+
+def _texts(source: str, column: str, skipped: int) -> Iterator[dict[str, str]]:
+    rows = ({column: text} for text in read_texts(source, column)[0] if text)
+    return itertools.islice(rows, skipped, None)
 
 
 def require_text(corpus: datasets.DatasetDict, column: str, name: str) -> None:

@@ -40,6 +40,9 @@ class CorpusSection:
     column: str = _help("Column that holds the text.", "text")
     max_texts: int | None = _help("Use only that many training texts.", None)
     num_proc: int | None = _help("Processes that tokenise.", None)
+    streaming: bool = _help(
+        "Read it while training, and keep nothing on disk; general.max_steps and vocab.max_texts are needed.", False
+    )
 
 
 @dataclass

@@ -167,7 +167,8 @@ class _Probe:
     def forecast(self) -> Forecast:
         self.run.check()
         set_seed(self.recipe.seed)
-        self.share = len(self.whole.inputs.corpus["train"]) / len(self.run.inputs.corpus["train"])
+        whole, part = (run.inputs.corpus["train"] for run in (self.whole, self.run))
+        self.share = len(whole) / len(part) if hasattr(whole, "__len__") else 1.0  # a stream is trained on by steps
         self._prepare()
         if self.recipe.general is not None:
             self._stage("general", "student", None)
@@ -199,7 +200,9 @@ class _Probe:
             with _seconds() as counting:
                 VocabShrinker(self.run.inputs.load_tokenizer()).count(texts, column=self.recipe.corpus.column, progress=False)
         limit = self.recipe.vocab.max_texts or math.inf
-        read, asked = (min(len(run.inputs.corpus["train"]), limit) for run in (self.run, self.whole))
+        parts = (run.inputs.corpus["train"] for run in (self.run, self.whole))
+        read, asked = (min(len(part), limit) if hasattr(part, "__len__") else limit for part in parts)
+        read = min(read, self.run.recipe.corpus.max_texts or read)
         self._part("vocabulary and student", all_of_it[0] + counting[0] * (asked / read - 1))
 
     def _stage(self, name: str, previous: str | None, task: TaskInputs | None) -> None:
@@ -211,15 +214,22 @@ class _Probe:
         folder = self.run.stages.folder(name, task)
         with _seconds() as saving:
             trainer.save_model(str(folder))
-        rows = len(trainer.train_dataset) * (self.share if task is None else 1.0)
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(rows / batch) * args.num_train_epochs)
+        steps = (
+            args.max_steps
+            if args.max_steps > 0
+            else math.ceil(math.ceil(self._rows(trainer, task) / batch) * args.num_train_epochs)
+        )
         evaluations = _times(args.eval_strategy, args.eval_steps, steps, args.num_train_epochs) + int(args.eval_on_start)
         saves = _times(args.save_strategy, args.save_steps, steps, args.num_train_epochs)
         # A checkpoint holds two numbers of Adam for each weight.
         seconds = steps * clock.median + evaluations * self._evaluation(trainer) + (3 * saves + 1) * saving[0]
         tokens = int(trainer.state.num_input_tokens_seen / max(trainer.state.global_step, 1) * steps)
         self._part(self.whole.stages.part_name(name, task), seconds, steps, clock.median, tokens)
+
+    def _rows(self, trainer: Trainer, task: TaskInputs | None) -> float:
+        """Of an epoch of the whole run; streams have no epochs, and are trained on by steps."""
+        return len(trainer.train_dataset) * (self.share if task is None else 1.0)
 
     def _own(self, task: TaskInputs | None) -> TaskInputs | None:
         """The same task of the whole run."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-import datasets
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_glmd.data.corpus import load_corpus, require_text
+from hf_glmd.data.corpus import load_corpus, require_text, stream_corpus
 from hf_glmd.errors import UsageError
 from hf_glmd.models.lengths import max_positions, row_length
 from hf_glmd.models.loading import class_model_class, load_config, load_word_model, word_model_class
@@ -67,8 +66,11 @@ class Inputs:
         return [TaskInputs(section, self.recipe, self.state, self) for section in self.recipe.task_sections]
 
     @cached_property
-    def corpus(self) -> datasets.DatasetDict:
+    def corpus(self) -> dict[str, Any]:
+        """Split -> `datasets.Dataset`; `train` is a stream if the recipe asks for one."""
         section = self.recipe.corpus
+        if section.streaming:
+            return stream_corpus(section.name, section.config, self.recipe.seed, section.column, section.max_texts)
         with self.state.main_process_first():  # the others read what it cached
             corpus = load_corpus(section.name, section.config, self.recipe.seed, section.column)
         require_text(corpus, section.column, section.name)

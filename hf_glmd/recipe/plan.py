@@ -57,7 +57,8 @@ def print_plan(recipe: Recipe, calibrate: bool = False) -> None:
             plan.append((what, f"{name}: of the installed libraries, collected when the run starts"))
             continue
         try:
-            rows = ", ".join(f"{split} {len(part):,}" for split, part in look().items() if split != "student")
+            sizes = {split: f"{len(part):,}" if hasattr(part, "__len__") else "streamed" for split, part in look().items()}
+            rows = ", ".join(f"{split} {size}" for split, size in sizes.items() if split != "student")
             plan.append((what, f"{name}: {rows}"))
         except UsageError as error:
             if not _is_unreachable(error):

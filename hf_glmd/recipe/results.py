@@ -154,7 +154,8 @@ class Results:
     def corpus_in_words(self) -> str:
         name = self.recipe.corpus.name
         what = "docstrings of installed libraries" if name == "docstrings" else name
-        return f"{what}, {len(self.inputs.corpus['train']):,} texts"
+        train = self.inputs.corpus["train"]
+        return f"{what}, {len(train):,} texts" if hasattr(train, "__len__") else f"{what}, streamed"
 
     def publish(self, record: RunRecord, last: str, ends: Sequence[str]) -> None:
         """Writes student/, plots/, predictions/, students/ and, last of what counts, metrics.json, which report.html shows."""

@@ -101,10 +101,23 @@ class Stages:
             for task in self.inputs.tasks if name in TASK_STAGES else [None]:
                 if getattr(self.recipe, name) is not None:
                     self.arguments(name, task)
+        self._check_stream()
         if not any(getattr(self.recipe, name) is not None for name in STAGES if name != "task_teacher"):
             raise UsageError(
                 "the recipe has no stage that trains the student. Add a section 'general' or a task with its stages."
             )
+
+    def _check_stream(self) -> None:
+        """Raises: UsageError, something needs the length of a corpus that is streamed."""
+        recipe = self.recipe
+        if not recipe.corpus.streaming:
+            return
+        if recipe.general is not None and self.arguments("general").max_steps <= 0:
+            raise UsageError("corpus.streaming reads texts without end: say how many steps to train, as general.max_steps.")
+        if recipe.vocab.active and recipe.vocab.max_texts is None:
+            raise UsageError("corpus.streaming reads texts without end: say how many to count, as vocab.max_texts.")
+        if recipe.cache is not None and "general" in recipe.cache.stages:
+            raise UsageError("cache.stages has general, whose rows corpus.streaming never holds: leave one of the two out.")
 
     def part_name(self, name: str, task: TaskInputs | None) -> str:
         """What a forecast calls a stage."""

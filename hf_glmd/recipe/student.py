@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from hf_glmd.data.sources import read_texts
 from hf_glmd.models.student import build_student
 from hf_glmd.recipe.inputs import Inputs
 from hf_glmd.recipe.task_inputs import first_rows
@@ -51,7 +53,8 @@ def make_first_student(folder: Path, inputs: Inputs) -> dict[str, Any]:
             embeddings=teacher.get_input_embeddings().weight.detach() if section.removed == "nearest" else None,
             multiple_of=section.multiple_of,
         )
-        vocab.verify(texts[:VERIFIED_TEXTS][recipe.corpus.column], model=teacher)
+        verified = list(itertools.islice(read_texts(texts, recipe.corpus.column)[0], VERIFIED_TEXTS))
+        vocab.verify(verified, model=teacher)
         vocab.save_pretrained(folder)
         shrinker.save_counts(folder / "counts.safetensors")
         facts["report"] = dataclasses.asdict(vocab.report)

@@ -230,7 +230,9 @@ class TaskInputs:
 
 
 def first_rows(dataset: datasets.Dataset, count: int | None, seed: int) -> datasets.Dataset:
-    """`count` rows chosen at random, the same ones every time; all rows if there are no more."""
+    """`count` rows chosen at random, the same ones every time; all rows if there are no more. Of a stream the first ones."""
+    if not hasattr(dataset, "__len__"):
+        return dataset if count is None else dataset.take(count)
     if count is None or len(dataset) <= count:
         return dataset
     return dataset.shuffle(seed=seed).select(range(count))

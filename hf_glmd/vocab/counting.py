@@ -293,7 +293,8 @@ def count_corpus(
             + (f", or the column that holds them (column={column!r} was read)." if counts.rows else ".")
         )
     if rank == 0:
-        say_empty(counts.rows - counts.texts, counts.rows, describe(source))
+        apart = len(getattr(source, "held_out", ()))  # rows of the corpus, too, that were not counted
+        say_empty(counts.rows - counts.texts, counts.rows + apart, describe(source))
     counts.values = _weighted(counts.values, weight)
     return counts
 

@@ -30,9 +30,11 @@ COUNTED = VocabShrinker(training_helpers.TOKENIZER).count(TEXTS, progress=False)
 
 
 def shrink(source, column):
-    """`hf-glmd shrink --corpus`: its counts are those of the texts."""
+    """`hf-glmd shrink --corpus`: its counts are those of the texts, with those that are held out."""
     options = ShrinkOptions(model="m", output="o", corpus=[str(source)], column=column)
-    counts = _counted(options, training_helpers.TOKENIZER, False).counts.tolist()
+    shrinker = _counted(options, training_helpers.TOKENIZER, False)
+    held_out = [text for corpus in shrinker.corpora.values() for text in corpus.held_out]
+    counts = (shrinker.counts + VocabShrinker(training_helpers.TOKENIZER).count(held_out, progress=False).counts).tolist()
     texts = [text for text in read_texts(str(source), column)[0] if text]
     assert counts == VocabShrinker(training_helpers.TOKENIZER).count(texts, progress=False).counts.tolist()
     return texts
