@@ -214,7 +214,7 @@ def test_all_cores_are_used_whatever_accelerate_says(tmp_path):
     from hf_glmd.recipe.run import Run
     from hf_glmd.utils.system import cpu_cores
 
-    recipe, before = recipe_helpers.write_inputs(tmp_path), torch.get_num_threads()
+    recipe, before = recipe_helpers.write_inputs(tmp_path, threads=None), torch.get_num_threads()
     try:
         for options, expected in (([], cpu_cores()), (["--threads", "1"], 1)):
             torch.set_num_threads(3)
