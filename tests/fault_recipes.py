@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class FaultyRecipe:
 
     Attributes:
         operations: how often the run to which nothing happened changed a file.
+        takes_s: about how long a run takes.
     """
 
     def __init__(self, folder: Path, everything: bool) -> None:
@@ -44,8 +46,10 @@ class FaultyRecipe:
         self.recipe = recipe_helpers.write_inputs(folder, **changes, threads=1)
         assert run_recipe_command(["--config", str(self.recipe)]) == 0  # what it imports need not be imported by each fork
         whole = folder / "whole" / "out"
+        started = time.monotonic()
         status, self.operations = fault_helpers.operations(self.command(whole), whole.parent, log=self.log)
         assert status == 0, self.said
+        self.takes_s = time.monotonic() - started
         self.figures, self.files = figures(whole), fault_helpers.content(whole)
 
     @property
@@ -66,6 +70,12 @@ class FaultyRecipe:
 
     def command(self, out: Path) -> Callable[[], int]:
         return lambda: run_recipe_command(["--config", str(self.recipe), "--output_dir", str(out)])
+
+    def check_said(self, text: str) -> None:
+        """The last command ended with a line of ours that says this, and without a traceback."""
+        line = self.said.strip().splitlines()[-1]
+        assert line.startswith(("glmd.py: ", "Stage", "The teacher")) and text in line, self.said[-2000:]
+        assert "Traceback" not in self.said, self.said[-4000:]
 
     def check_again(self, out: Path) -> None:
         """The same command once more ends with weights, figures, curves and files of the run to which nothing happened."""

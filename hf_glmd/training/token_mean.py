@@ -219,6 +219,7 @@ class TokenMeanTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.args.eval_on_start = scored_first
+            self.signal.end()
 
     def _run_epoch(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed from the last step, after which the Trainer takes one more
