@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if said := _token_in(argv):
+    if said := _refusal_of(argv):
         return refused("hf-glmd", said)
 
     def command() -> int | None:
@@ -33,11 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("hf-glmd", command)
 
 
-def _token_in(argv: Sequence[str]) -> str | None:
-    """What to say of a command line that holds an access token: it would be written into records and cards."""
+def _refusal_of(argv: Sequence[str]) -> str | None:
+    """What to say of a command line that holds an access token, or no text: it would be written into records and cards."""
     for number, word in enumerate(argv, start=1):
         if ACCESS_TOKEN.search(word):
             return f"word {number} of the command line holds an access token of the Hub. Run `hf auth login`, or set HF_TOKEN."
+        if any("\udc80" <= character <= "\udcff" for character in word):  # so Python has bytes of other encodings
+            return f"word {number} of the command line, {ascii(word)}, is no text in UTF-8: rename the file, e.g. by convmv."
     return None
 
 
@@ -337,7 +339,7 @@ def run_recipe_command(argv: Sequence[str] | None = None) -> int:
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if said := _token_in(argv):
+    if said := _refusal_of(argv):
         return refused("glmd.py", said)
     parser = argparse.ArgumentParser(prog="glmd.py", epilog=_overridable(argv), **_RECIPE_PARSER)
     _add_recipe_options(parser)

@@ -80,15 +80,20 @@ def refused(program: str, said: str) -> int:
     for bar in list(getattr(tqdm, "_instances", ())):  # one that is still open would be drawn once more below the line
         bar.close()
     if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
-        print(f"{program}: {said}", file=sys.stderr)  # noqa: T201
+        print(_printable(f"{program}: {' '.join(said.splitlines())}"), file=sys.stderr)  # noqa: T201
     return 2
+
+
+def _printable(text: str) -> str:
+    """Names of files in another encoding than UTF-8, which no output takes, with those bytes as numbers."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def say(text: str) -> None:
     """Prints a result."""
     if int(os.environ.get("RANK", "0")) == 0:
         try:
-            print(text, flush=True)  # noqa: T201
+            print(_printable(text), flush=True)  # noqa: T201
         except BrokenPipeError:  # of `| head`, which has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more at its end
             raise SystemExit(128 + signal.SIGPIPE) from None

@@ -16,7 +16,7 @@ SMALLEST = 2**15
 
 def test_a_recipe_on_a_full_disk(recipe, tmp_path, trials):
     """Full from that operation on, and with room again for the second start."""
-    for number in recipe.chosen(1, in_the_long_form=60):
+    for number in recipe.chosen(1, in_the_long_form=40):
         with trials(number):
             out = tmp_path / str(number) / "out"
             status, _ = fault_helpers.operations(recipe.command(out), out.parent, number, recipe.log, fault_helpers.full_disk)
@@ -34,7 +34,7 @@ def limited(command, log, size):
 def test_a_recipe_whose_files_cannot_be_written_to_their_ends(recipe, tmp_path, trials):
     largest = max(path.stat().st_size for path in (recipe.folder / "whole").rglob("*.safetensors"))
     drawn = random.Random(0)
-    for number in range(40 if fault_helpers.EVERYTHING else 1):
+    for number in range(30 if fault_helpers.EVERYTHING else 1):
         size = int(SMALLEST * (largest / SMALLEST) ** drawn.random())
         with trials(f"{size} bytes"):
             out = tmp_path / str(number) / "out"

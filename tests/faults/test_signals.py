@@ -30,7 +30,7 @@ def check(recipe, out, number, status):
 
 @SIGNALS
 def test_a_recipe_to_which_a_signal_is_sent_at_a_file_operation(recipe, number, tmp_path, trials):
-    for operation in fault_helpers.chosen(recipe.operations, 20 if fault_helpers.EVERYTHING else 1, everything=False):
+    for operation in fault_helpers.chosen(recipe.operations, 15 if fault_helpers.EVERYTHING else 1, everything=False):
         with trials(f"{number.name} at {operation}"):
             out = tmp_path / str(operation) / "out"
             fault = fault_helpers.sent(number)
@@ -41,7 +41,7 @@ def test_a_recipe_to_which_a_signal_is_sent_at_a_file_operation(recipe, number, 
 @SIGNALS
 def test_a_recipe_to_which_a_signal_is_sent_at_a_moment(recipe, number, tmp_path, trials):
     takes, drawn = recipe.takes_s, random.Random(int(number))
-    for turn in range(20 if fault_helpers.EVERYTHING else 1):
+    for turn in range(15 if fault_helpers.EVERYTHING else 1):
         moment = drawn.random() * takes
         with trials(f"{number.name} after {moment:.2f} of {takes:.2f} s"):
             out = tmp_path / str(turn) / "out"
