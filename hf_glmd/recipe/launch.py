@@ -49,7 +49,8 @@ def launch(words: Sequence[str], config: str, processes: int | None = None) -> i
     try:
         launch_command(arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # The others were cut off by the end of that one, in the same second maybe.
+        rank, failure = min(error.failures.items(), key=lambda pair: (pair[1].exitcode == 1, pair[1].timestamp))
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             hint = ": if nobody did that, there was not enough memory" if name == "SIGKILL" else ""

@@ -19,7 +19,8 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
 
     Args:
         program: what the user typed before the words of `sys.argv`.
-    Returns: what the command returned, or 0; 2 when the user can mend what is wrong; 130 or 143 after a signal.
+    Returns: what the command returned, or 0; 2 when the user can mend what is wrong; 130 or 143 after a signal; 1 when
+        another process of this run has ended.
     """
     try:
         with _raised_by_sigterm():
@@ -33,9 +34,18 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     except Exception as error:
         from hf_glmd.utils.files import of_the_machine  # imports numpy, which `--help` need not wait for
 
+        if _cut_off(error):
+            refused(program, "stopped, for another process has ended. The same command goes on.")
+            return 1
         if (said := of_the_machine(error)) is None:
             raise  # a bug of ours, which its traceback helps to find
         return refused(program, f"{said} {_command('Then run it again:', program) or 'Then run the same command again.'}")
+
+
+def _cut_off(error: BaseException) -> bool:
+    """Whether a process was waiting for another, and that has ended: which has said why, or the launcher does."""
+    waiting = "/gloo/" in str(error) or type(error).__name__ in ("DistBackendError", "DistNetworkError")
+    return "WORLD_SIZE" in os.environ and isinstance(error, RuntimeError) and waiting
 
 
 class Stopped(BaseException):
