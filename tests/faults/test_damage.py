@@ -208,6 +208,7 @@ def test_checkpoints_rotate_by_their_steps_whatever_the_clock_says(tmp_path):
             "'/disk/file' cannot be written or read: No space left",
         ),
         (OSError(errno.EROFS, "Read-only file system", "/disk"), 2, "Name another folder."),
+        (shutil.Error([("a", "/disk/b", "[Errno 28] No space left on device: '/disk/b'")]), 2, "'/disk/b' cannot be written"),
         (MemoryError(), 2, "there is not enough memory."),
     ],
 )
