@@ -39,6 +39,7 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
             return 1
         if (said := of_the_machine(error)) is None:
             raise  # a bug of ours, which its traceback helps to find
+        said = said.replace(", then run the same command again.", ".")  # which comes with its words
         return refused(program, f"{said} {_command('Then run it again:', program) or 'Then run the same command again.'}")
 
 

@@ -228,7 +228,7 @@ def test_what_no_program_can_prevent_is_one_line(shrunk, tmp_path, capsys, monke
     monkeypatch.setattr("sys.argv", ["hf-glmd", *words])
     assert main(words) == status
     said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    assert message in said and "Traceback" not in said and said.count("again") <= 1
     assert [*tmp_path.iterdir()] == []
 
 
