@@ -42,10 +42,11 @@ def full_disk(event: str, path: str) -> None:
 def sent(number: signal.Signals) -> Fault:
     """A signal from outside, once."""
 
+    left = [number]
+
     def fault(event: str, path: str) -> None:
-        nonlocal number
-        if number:
-            number = os.kill(os.getpid(), number)
+        if left:
+            os.kill(os.getpid(), left.pop())  # gone before it is answered, in the middle of this line: once means once
 
     return fault
 
