@@ -18,7 +18,8 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
-# Stops before every file operation, a flip in every file; `make test` has a few of each.
+# Stops before every file operation, a flip in every file; `make test` has a few of each. Ends with a table of what was tried,
+# which HF_GLMD_FAULTS_TABLE=FILE also writes into a file; ARGS="-n 2" takes two processes.
 test-faults: $(VENV)/installed
 	HF_GLMD_FAULTS=all $(BIN)/python -m pytest -q tests/faults -m "slow or not slow" $(ARGS)
 

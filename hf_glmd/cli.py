@@ -7,13 +7,13 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_glmd import __version__
 from hf_glmd.errors import ACCESS_TOKEN, UsageError
+from hf_glmd.utils.ending import refused, run_command, say
 from hf_glmd.utils.options import add_fields, given_options
 
 
@@ -23,17 +23,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if said := _token_in(argv):
-        return _refused("hf-glmd", said)
-    arguments = parsed(argv)
-    return _run("hf-glmd", lambda: arguments.run(arguments))
+    if said := _refusal_of(argv):
+        return refused("hf-glmd", said)
+
+    def command() -> int | None:
+        arguments = parsed(argv)
+        return arguments.run(arguments)
+
+    return run_command("hf-glmd", command)
 
 
-def _token_in(argv: Sequence[str]) -> str | None:
-    """What to say of a command line that holds an access token: it would be written into records and cards."""
+def _refusal_of(argv: Sequence[str]) -> str | None:
+    """What to say of a command line that holds an access token, or no text: it would be written into records and cards."""
     for number, word in enumerate(argv, start=1):
         if ACCESS_TOKEN.search(word):
             return f"word {number} of the command line holds an access token of the Hub. Run `hf auth login`, or set HF_TOKEN."
+        if any("\udc80" <= character <= "\udcff" for character in word):  # so Python has bytes of other encodings
+            return f"word {number} of the command line, {ascii(word)}, is no text in UTF-8: rename the file, e.g. by convmv."
     return None
 
 
@@ -183,9 +189,9 @@ def _recipes(arguments: argparse.Namespace) -> None:
     from hf_glmd.utils.text import markdown_table
 
     if arguments.copy is None:
-        _say(markdown_table(recipe_rows(), ["command", "what it makes"]))
+        say(markdown_table(recipe_rows(), ["command", "what it makes"]))
     else:
-        _say(f"Written to {copy_recipe(arguments.copy)}")
+        say(f"Written to {copy_recipe(arguments.copy)}")
 
 
 def _distill(arguments: argparse.Namespace) -> int | None:
@@ -217,7 +223,7 @@ def _environment(arguments: argparse.Namespace) -> None:
     from hf_glmd.utils.system import environment
     from hf_glmd.utils.text import markdown_table
 
-    _say(markdown_table(environment(), ["", ""]))
+    say(markdown_table(environment(), ["", ""]))
 
 
 def _add_completion(commands: Any, program: argparse.ArgumentParser) -> None:
@@ -236,7 +242,7 @@ def _complete(program: argparse.ArgumentParser, shell: str) -> None:
         import shtab
     except ImportError as error:
         raise UsageError("completion needs the package shtab. Install it: pip install shtab") from error
-    _say(shtab.complete(program, shell))
+    say(shtab.complete(program, shell))
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -300,9 +306,9 @@ def _report(arguments: argparse.Namespace) -> None:
 
     options = ReportOptions(**given_options(arguments, ReportOptions))
     if arguments.json:
-        _say(report_data(options.directory))
+        say(report_data(options.directory))
     else:
-        _say(f"Written to {write_report(options.directory, options.output)}")
+        say(f"Written to {write_report(options.directory, options.output)}")
 
 
 def _add_cache(commands: Any) -> None:
@@ -333,12 +339,12 @@ def run_recipe_command(argv: Sequence[str] | None = None) -> int:
     Returns: 0; 2 after one line on standard error when the user can mend it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if said := _token_in(argv):
-        return _refused("glmd.py", said)
+    if said := _refusal_of(argv):
+        return refused("glmd.py", said)
     parser = argparse.ArgumentParser(prog="glmd.py", epilog=_overridable(argv), **_RECIPE_PARSER)
     _add_recipe_options(parser)
     known, overrides = parser.parse_known_args(argv)
-    return _run("glmd.py", lambda: _run_recipe(known, overrides))
+    return run_command("glmd.py", lambda: _run_recipe(known, overrides))
 
 
 _RECIPE_PARSER: dict[str, Any] = {
@@ -375,40 +381,6 @@ def _run_recipe(arguments: argparse.Namespace, overrides: Sequence[str]) -> None
         end_process_group()
 
 
-def _run(program: str, command: Callable[[], int | None]) -> int:
-    try:
-        return command() or 0
-    except UsageError as error:
-        return _refused(program, str(error))
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # noqa: T201 - behind the ^C
-        _refused(program, f"stopped. To go on: {shlex.join([program, *sys.argv[1:]])}")
-        return 128 + signal.SIGINT
-    except Exception as error:
-        from hf_glmd.utils.files import of_the_machine
-
-        if (said := of_the_machine(error)) is None:
-            raise  # a bug of ours, which its traceback helps to find
-        return _refused(program, f"{said} Then run it again: {shlex.join([program, *sys.argv[1:]])}")
-
-
-def _refused(program: str, said: str) -> int:
-    from tqdm import tqdm
-
-    if int(os.environ.get("RANK", "0")) == 0:  # every process finds the same mistake
-        tqdm.write(f"{program}: {said}", file=sys.stderr)  # clear of a bar that is still drawn
-    return 2
-
-
-def _say(text: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        try:
-            print(text, flush=True)  # noqa: T201
-        except BrokenPipeError:  # of `| head`, which has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more at its end
-            raise SystemExit(128 + signal.SIGPIPE) from None
-
-
 def _add_options(
     parser: argparse.ArgumentParser, section: type, positional: Sequence[str], run: Callable[[Any, bool], Any]
 ) -> None:
@@ -425,7 +397,7 @@ def _add_options(
         _quiet_libraries()
         found = run(build_section(section, getattr(arguments, "config", None), given_options(arguments, section)), arguments.json)
         data = found.to_dict() if hasattr(found, "to_dict") else dataclasses.asdict(found)
-        _say(json.dumps(data, indent=1) if arguments.json else found.table())
+        say(json.dumps(data, indent=1) if arguments.json else found.table())
 
     add_fields(parser, section, positional)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -14,6 +14,7 @@ import vocab_helpers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hf_glmd.cli import main
+from hf_glmd.utils.ending import run_command
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +141,20 @@ def test_a_reader_who_has_read_enough_is_no_error():
     done = subprocess.run([sys.executable, "-m", "hf_glmd", "recipes"], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_process_whose_peer_has_ended_keeps_its_traceback_to_itself(launched, monkeypatch, capsys):
+    """What went wrong stands in the other's lines."""
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def cut_off():
+        raise RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1. More of it.")
+
+    if launched:
+        assert run_command("hf-glmd", cut_off) == 1
+        assert "hf-glmd: stopped, for another process has ended" in capsys.readouterr().err
+    else:
+        with pytest.raises(RuntimeError):
+            run_command("hf-glmd", cut_off)

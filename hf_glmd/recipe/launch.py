@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import signal
@@ -9,11 +10,18 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from hf_glmd.errors import UsageError, nearest
 from hf_glmd.recipe.examples import recipe_folder
 from hf_glmd.recipe.reading import read_yaml
+from hf_glmd.utils.ending import Stopped
 
-_MISTAKE = 2  # exit status of a process that has said what the user can mend
+_SAID = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit statuses of a process that has said what the user can mend, or how to go on."""
+
+_SAVING_S = 60
+"""A process that was asked to end, and does not in this time, is killed."""
 
 
 def launch(words: Sequence[str], config: str, processes: int | None = None) -> int:
@@ -23,10 +31,12 @@ def launch(words: Sequence[str], config: str, processes: int | None = None) -> i
         words: of the command line, without `hf-glmd`.
         config: name of a configuration that comes along ("ddp", "zero3", ...), or a file that `accelerate config` wrote.
         processes: how many; None: as the configuration says.
-    Returns: 0; 2 when a process has said what the user can mend; 1 when one has failed otherwise.
-    Raises: UsageError, there is no such configuration.
+    Returns: 0; 2 when a process has said what the user can mend; 130 or 143 when one was asked to end, and all did; 1 when one
+        has failed otherwise.
+    Raises: UsageError, there is no such configuration; Stopped, this process was asked to end, and all others have ended.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     path = accelerate_config(config)
@@ -40,17 +50,33 @@ def launch(words: Sequence[str], config: str, processes: int | None = None) -> i
     try:
         launch_command(arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # The others were cut off by the end of that one, in the same second maybe.
+        rank, failure = min(error.failures.items(), key=lambda pair: (pair[1].exitcode == 1, pair[1].timestamp))
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             hint = ": if nobody did that, there was not enough memory" if name == "SIGKILL" else ""
             raise UsageError(
                 f"process {rank} was ended by {name}{hint}. The same command goes on from the last checkpoint."
             ) from error
-        return _MISTAKE if failure.exitcode == _MISTAKE else 1
+        return failure.exitcode if failure.exitcode in _SAID else 1
     except subprocess.CalledProcessError as error:
-        return _MISTAKE if error.returncode == _MISTAKE else 1
+        return error.returncode if error.returncode in _SAID else 1
+    except SignalException as error:
+        raise Stopped(int(error.sigval)) from error
+    except Stopped:
+        _end_children()
+        raise
     return 0
+
+
+def _end_children() -> None:
+    """Asks the processes that were started to end, which one process alone would outlive this one; they save first."""
+    children = psutil.Process().children()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=_SAVING_S)[1]:
+        child.kill()
 
 
 def accelerate_config(name: str) -> Path:

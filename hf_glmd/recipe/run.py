@@ -19,6 +19,7 @@ from hf_glmd.hub.push import check_push, push_folder
 from hf_glmd.models.loading import word_model_class
 from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.inputs import Inputs
+from hf_glmd.recipe.processes import LONGEST_WAIT, check_same_inputs
 from hf_glmd.recipe.results import Results
 from hf_glmd.recipe.run_folder import RunFolder
 from hf_glmd.recipe.stages import Stages
@@ -68,7 +69,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, command: str = "", forecast: Callable[[Recipe], Any] | None = None) -> None:
         self.recipe, self.command, self.forecast = recipe, command, forecast
-        state = PartialState(cpu=not torch.accelerator.is_available())
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
         self.inputs = Inputs(recipe, state)
         self.run_folder = RunFolder(recipe, state)
         self.stages = Stages(self.inputs, self.run_folder)
@@ -90,6 +91,7 @@ class Run:
             check_push(push)
         self.run_folder.say(f"Reading the corpus: {self.recipe.corpus.name} (the first time takes longest, then it is cached)")
         self.inputs.load_data()
+        check_same_inputs(self.inputs)
 
     def finish(self) -> RunRecord:
         """Every step that is not done yet, in order; prints the table at the end."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,8 +29,6 @@ from hf_glmd.errors import UsageError
 from hf_glmd.hub.options import PushOptions
 from hf_glmd.recipe.config import Recipe
 from hf_glmd.utils.files import SUMS, check_sums, locked, read_json, remove, remove_partial, write_json, write_sums
-
-logger = logging.getLogger(__name__)
 
 OWNED = (
     "metrics.json",
@@ -178,29 +175,6 @@ class RunFolder:
     def say(self, text: str) -> None:
         if self.state.is_main_process:
             print(text, flush=True)  # noqa: T201 - what the user sees
-
-
-def last_complete_checkpoint(folder: Path, remove_others: bool = False) -> Path | None:
-    """The newest checkpoint that was written to its end and is as it was written.
-
-    The Trainer writes trainer_state.json last but for our list of sums: a checkpoint without it is one that the process was
-    killed in. A damaged one is named in a warning, and the one before it is taken.
-
-    Args:
-        remove_others: delete the unfinished and the damaged ones.
-    """
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        try:
-            check_sums(path)
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return path
-        except UsageError as error:
-            logger.warning("%s Going on without this checkpoint.", error)
-        except (OSError, ValueError):
-            pass
-        if remove_others:
-            remove(path)
-    return None
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:

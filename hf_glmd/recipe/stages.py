@@ -30,7 +30,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_word_model, with_new_adapter
 from hf_glmd.recipe.config import AUTO
 from hf_glmd.recipe.inputs import Inputs
-from hf_glmd.recipe.run_folder import RunFolder, last_complete_checkpoint
+from hf_glmd.recipe.run_folder import RunFolder
 from hf_glmd.recipe.stage_cache import cached_stage, rows_of_training
 from hf_glmd.recipe.task_inputs import TaskInputs, first_rows
 from hf_glmd.reports.records import STAGES, TASK_STAGES, ForecastRecord, StageRecord
@@ -38,6 +38,7 @@ from hf_glmd.tasks.scoring import sequences
 from hf_glmd.teachers.base import Teacher
 from hf_glmd.teachers.live import LiveTeacher
 from hf_glmd.training.callbacks import callback_class, show_progress
+from hf_glmd.training.checkpoints import last_complete_checkpoint
 from hf_glmd.training.config import GLMDConfig, number_mistakes
 from hf_glmd.training.task_teacher import LabelTrainer
 from hf_glmd.training.token_mean import TokenMeanTrainer

@@ -91,6 +91,10 @@ class StopOnSignal(TrainerCallback):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """The signal means again what it did before training; also when an error ended that."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None

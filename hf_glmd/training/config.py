@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_glmd.errors import UsageError
+from hf_glmd.errors import ACCESS_TOKEN, UsageError
 from hf_glmd.losses.chunked import DEFAULT_CHUNK_MIB
 from hf_glmd.models.distributed import load_whole_unless_asked
 from hf_glmd.models.encoders import POOLINGS
@@ -201,6 +201,7 @@ class GLMDConfig(TrainingArguments):
     text_column: str = field(default="text", metadata={"help": "Column to tokenise when a dataset has no input_ids."})
 
     def __post_init__(self) -> None:
+        self._refuse_tokens()
         if mistakes := number_mistakes(vars(self)):
             raise UsageError("; ".join(mistakes) + ".")
         mistakes, temperatures = [], default_temperatures()
@@ -245,6 +246,12 @@ class GLMDConfig(TrainingArguments):
             self.greater_is_better = False  # the Trainer knows of losses only
         super().__post_init__()
         load_whole_unless_asked(self.deepspeed_plugin)
+
+    def _refuse_tokens(self) -> None:
+        """Raises: UsageError, a field that is written into records and cards holds an access token, which is not repeated."""
+        for name, value in vars(self).items():
+            if name != "hub_token" and ACCESS_TOKEN.search(str(value)):
+                raise UsageError(f"{name} holds an access token of the Hub. Give it as hub_token, or run `hf auth login`.")
 
     @classmethod
     def short(cls, output_dir: str, **options: Any) -> GLMDConfig:

@@ -18,7 +18,6 @@ from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
     IntervalStrategy,
-    get_last_checkpoint,
     rotate_checkpoints,
 )
 
@@ -26,6 +25,7 @@ from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
 from hf_glmd.models.distributed import check_distribution, gathered, load_whole_unless_asked, shardable
 from hf_glmd.training.callbacks import StopOnSignal
+from hf_glmd.training.checkpoints import last_complete_checkpoint
 from hf_glmd.utils.files import check_sums, read_json, write_json, write_sums
 from hf_glmd.utils.system import hardware, has_fast_bf16, peak_memory_mib
 
@@ -210,8 +210,9 @@ class TokenMeanTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True  # the Trainer says that there is none
-        if isinstance(resume_from_checkpoint, str):
+            found = last_complete_checkpoint(Path(self.args.output_dir))
+            resume_from_checkpoint = str(found) if found else True  # of which the Trainer says that there is none
+        elif isinstance(resume_from_checkpoint, str):
             check_sums(resume_from_checkpoint)
         self._start_clock()
         scored_first, self.args.eval_on_start = self.args.eval_on_start, self.args.eval_on_start and not resume_from_checkpoint
@@ -219,6 +220,7 @@ class TokenMeanTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.args.eval_on_start = scored_first
+            self.signal.end()
 
     def _run_epoch(self, *args: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed from the last step, after which the Trainer takes one more

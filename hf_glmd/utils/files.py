@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -304,6 +305,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        error = _first_of(error)
         if error.errno in (errno.EXDEV, errno.EBUSY):
             raise UsageError(f"'{path}' is where another disk is mounted: name a folder in it.") from error
         if error.errno in _DISK_ERRORS:
@@ -325,6 +327,15 @@ _DISK_ERRORS = {
     errno.EFBIG: "The file system takes no file of this size: name another folder.",
     errno.EIO: "The disk reports an error: name another folder.",
 }
+
+
+def _first_of(error: OSError) -> OSError:
+    """The first error of those that `shutil.copytree` has gone past, of which it keeps the words alone; else the error itself."""
+    if not isinstance(error, shutil.Error) or not isinstance(error.args[0], list):
+        return error
+    _, target, said = error.args[0][0]
+    number = re.match(r"\[Errno (\d+)\]", str(said))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(target)) if number else error
 
 
 def disk_error(error: OSError) -> str | None:
@@ -357,6 +368,7 @@ def of_the_machine(error: BaseException) -> str | None:
     from safetensors import SafetensorError
 
     while error is not None:
+        error = _first_of(error) if isinstance(error, OSError) else error
         if isinstance(error, OSError) and (remedy := disk_error(error)):
             where = f"'{error.filename}'" if error.filename else "a file"
             return f"{where} cannot be written or read: {one_line_of(error)}. {remedy}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ from safetensors.numpy import save_file
 from hf_glmd.errors import UsageError
 from hf_glmd.losses.reference import IGNORE_INDEX
 from hf_glmd.utils.files import check_sha256, replaced, sha256_of
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "vocab_map.safetensors"
 REMOVED_MODES = ("resegment", "nearest", "unk")
@@ -197,7 +200,9 @@ class VocabMap:
         if metadata.get("version") not in _READ:
             known = " and ".join(_READ)
             raise UsageError(f"'{file}' has format version {metadata.get('version')}, this package reads {known}: save again.")
-        if metadata["version"] != "1":  # which had no sum
+        if metadata["version"] == "1":
+            logger.warning("'%s' is of version 1, which has no checksum: damage would not be noticed. Save it again.", file)
+        else:
             check_sha256(tensors, metadata, file, "Save the vocabulary again.")
         rows = int(metadata["original_size"])
         origin = MapOrigin(**json.loads(metadata["origin"])) if "origin" in metadata else None

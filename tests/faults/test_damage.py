@@ -21,14 +21,14 @@ from hf_glmd.shrinking import checkpoint
 from hf_glmd.utils.files import SUMS, check_sums, locked, read_json, replaced, write_sums, written_whole
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
-TIMES = 40 if os.environ.get("HF_GLMD_FAULTS") == "all" else 2
+TIMES = 40 if fault_helpers.EVERYTHING else 2
 UNCHECKED = ("README.md", "report.html")
 """Their owner may edit the one, and make the other anew."""
 
 
 def recipe(folder, **changes):
     stage = {**recipe_helpers.STAGE, "max_steps": 4, "positions": "masked", "temperature": 2.0}
-    parts = {"general": stage} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers")) | changes
+    parts = {"general": stage, "threads": 1} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers")) | changes
     return ["--config", str(recipe_helpers.write_inputs(folder, **parts))]
 
 
@@ -61,37 +61,37 @@ def last_line(capsys):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_flip_in_any_file_of_a_shrunk_model_is_found_before_it_is_used(shrunk, capsys):
-    found = 0
+def test_a_flip_in_any_file_of_a_shrunk_model_is_found_before_it_is_used(shrunk, capsys, trials):
     for name in fault_helpers.content(shrunk):
         if name in UNCHECKED:
             continue
-        for _ in fault_helpers.flips(shrunk / name, TIMES, seed=1):
-            assert main(["push", str(shrunk), "someone/small", "--dry-run"]) == 2
-            assert (SUMS if name == SUMS else name) in last_line(capsys) or name == SUMS
-            with pytest.raises(UsageError):
-                load_word_model(shrunk)
-            if name != SUMS and not name.endswith(".safetensors"):
+        for place in fault_helpers.flips(shrunk / name, TIMES, seed=1):
+            with trials(f"{name} at {place}"):
+                assert main(["push", str(shrunk), "someone/small", "--dry-run"]) == 2
+                assert (SUMS if name == SUMS else name) in last_line(capsys) or name == SUMS
                 with pytest.raises(UsageError):
-                    load_tokenizer(shrunk)
-            assert main(["report", str(shrunk)]) == 2
-            found += 1
-    assert found >= 5 * TIMES
+                    load_word_model(shrunk)
+                if name != SUMS and not name.endswith(".safetensors"):
+                    with pytest.raises(UsageError):
+                        load_tokenizer(shrunk)
+                assert main(["report", str(shrunk)]) == 2
+    assert trials.tried >= 5 * TIMES
     capsys.readouterr()
     assert main(["push", str(shrunk), "someone/small", "--dry-run"]) == 0
 
 
-def test_a_flip_in_any_file_of_a_finished_run_is_found_by_the_same_command(run, capsys):
+def test_a_flip_in_any_file_of_a_finished_run_is_found_by_the_same_command(run, capsys, trials):
     out, command = run
     names = [
         name for name in fault_helpers.content(out) if not name.startswith("stages/") and name.split("/")[-1] not in UNCHECKED
     ]
     assert {"metrics.json", "run.json", "student/model.safetensors", "student/vocab_map.safetensors"} <= {*names}
     for name in names:
-        for _ in fault_helpers.flips(out / name, 1, seed=2):
-            assert run_recipe_command(command) == 2, name
-            said = last_line(capsys)
-            assert name in said or name.endswith(SUMS), said
+        for place in fault_helpers.flips(out / name, TIMES // 2, seed=2):
+            with trials(f"{name} at {place}"):
+                assert run_recipe_command(command) == 2
+                said = last_line(capsys)
+                assert name in said or name.endswith(SUMS), said
     assert run_recipe_command(command) == 0
 
 
@@ -144,7 +144,7 @@ def test_one_run_at_a_time(run, capsys):
     assert run_recipe_command(command) == 0
 
 
-def test_counts_maps_and_caches_alone(tmp_path):
+def test_a_flip_in_counts_and_maps_alone_is_found(tmp_path, trials):
     shrinker = VocabShrinker(vocab_helpers.generic_tokenizer()).count(vocab_helpers.texts(60), progress=False)
     shrinker.save_counts(tmp_path / "counts.safetensors")
     vocab_map = shrinker.shrink(size=131).vocab_map
@@ -154,18 +154,18 @@ def test_counts_maps_and_caches_alone(tmp_path):
         (tmp_path / "map.safetensors", VocabMap.load),
     ):
         for place in fault_helpers.flips(file, 15 * TIMES, seed=4):
-            with pytest.raises(UsageError):
-                assert load(file) is None, place
+            with trials(f"{file.name} at {place}"), pytest.raises(UsageError):
+                load(file)
         load(file)
 
 
-def test_a_flip_in_any_file_of_a_cache_is_found(shrunk, tmp_path):
+def test_a_flip_in_any_file_of_a_cache_is_found(shrunk, tmp_path, trials):
     words = ["cache", str(shrunk.parent / "bert"), "--data", str(shrunk.parent / "corpus.txt"), "--output", str(tmp_path / "c")]
     assert main([*words, "--max-length", "16"]) == 0
     for name in fault_helpers.content(tmp_path / "c"):
         for place in fault_helpers.flips(tmp_path / "c" / name, 3 * TIMES, seed=5):
-            with pytest.raises(UsageError):
-                assert TeacherCache.load(tmp_path / "c") is None, (name, place)
+            with trials(f"{name} at {place}"), pytest.raises(UsageError):
+                TeacherCache.load(tmp_path / "c")
     TeacherCache.load(tmp_path / "c")
 
 
@@ -208,6 +208,7 @@ def test_checkpoints_rotate_by_their_steps_whatever_the_clock_says(tmp_path):
             "'/disk/file' cannot be written or read: No space left",
         ),
         (OSError(errno.EROFS, "Read-only file system", "/disk"), 2, "Name another folder."),
+        (shutil.Error([("a", "/disk/b", "[Errno 28] No space left on device: '/disk/b'")]), 2, "'/disk/b' cannot be written"),
         (MemoryError(), 2, "there is not enough memory."),
     ],
 )
@@ -227,7 +228,7 @@ def test_what_no_program_can_prevent_is_one_line(shrunk, tmp_path, capsys, monke
     monkeypatch.setattr("sys.argv", ["hf-glmd", *words])
     assert main(words) == status
     said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    assert message in said and "Traceback" not in said and said.count("again") <= 1
     assert [*tmp_path.iterdir()] == []
 
 

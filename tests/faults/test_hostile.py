@@ -1,5 +1,6 @@
 """Files and numbers that nobody should have to trust: each ends in one line, and nothing runs or leaks."""
 
+import contextlib
 import copy
 import itertools
 import json
@@ -8,6 +9,7 @@ import random
 import subprocess
 import sys
 
+import fault_helpers
 import pytest
 import recipe_helpers
 import training_helpers
@@ -23,7 +25,7 @@ from hf_glmd.hub import push as hub_push
 from hf_glmd.reports.card import Card
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
-FILES = 2000 if os.environ.get("HF_GLMD_FAULTS") == "all" else 40
+FILES = 2000 if fault_helpers.EVERYTHING else 40
 TOKEN = "hf_" + "Ab1" * 12
 TOKENS = [TOKEN, "x_" + TOKEN, TOKEN.replace("hf_", "hf_oauth_"), TOKEN.replace("hf_", "api_org_")]
 
@@ -104,7 +106,7 @@ def mutated(content, drawn):
     return content
 
 
-def test_mutated_tokenizers_are_cut_right_or_refused_in_one_line(tmp_path):
+def test_mutated_tokenizers_are_cut_right_or_refused_in_one_line(tmp_path, trials):
     """Loaded, counted, cut and verified: either everything holds, or it is a UsageError; nothing else, and no hanging."""
     texts, whole = vocab_helpers.texts(25), {}
     for kind in vocab_helpers.BACKENDS:
@@ -114,15 +116,25 @@ def test_mutated_tokenizers_are_cut_right_or_refused_in_one_line(tmp_path):
     for number, kind in zip(range(FILES), itertools.cycle(whole), strict=False):
         file, drawn = tmp_path / kind / "tokenizer.json", random.Random(number)
         file.write_text(json.dumps(mutated(whole[kind], drawn)))
-        try:
-            vocab = VocabShrinker(load_tokenizer(tmp_path / kind)).count(texts, progress=False).shrink(size=0.8)
-            vocab.verify(texts, progress=False)
-            cut += 1
-        except UsageError:
-            refused += 1
-        except BaseException as error:
-            raise AssertionError(f"{kind} {number}: {type(error).__name__}: {error}") from error
+        with trials(f"{kind} {number}"), panics_are_errors():
+            try:
+                vocab = VocabShrinker(load_tokenizer(tmp_path / kind)).count(texts, progress=False).shrink(size=0.8)
+                vocab.verify(texts, progress=False)
+                cut += 1
+            except UsageError:
+                refused += 1
     assert cut and refused
+
+
+@contextlib.contextmanager
+def panics_are_errors():
+    """The tokenizers library's PanicException is a BaseException."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raise AssertionError(f"{type(error).__name__}: {error}") from error
 
 
 @pytest.mark.parametrize("text", [r"{{ '\x' }}", r"{{ 'a\U1' }}", "{{ '\\\\' }}"])
@@ -211,7 +223,7 @@ def test_sizes_that_are_no_numbers_are_refused(tmp_path, capsys, size):
 @pytest.mark.parametrize("rate", ["1e6", "1e12"])
 def test_a_run_that_explodes_publishes_nothing(tmp_path, capsys, rate):
     stage = {**recipe_helpers.STAGE, "max_steps": 6, "max_grad_norm": 0, "optim": "sgd", "lr_scheduler_type": "constant"}
-    parts = {"general": stage} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
+    parts = {"general": stage, "threads": 1} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
     path = recipe_helpers.write_inputs(tmp_path, **parts)
     assert run_recipe_command(["--config", str(path), "--general.learning_rate", rate]) == 2
     said = capsys.readouterr().err
@@ -223,7 +235,7 @@ def test_a_run_that_explodes_publishes_nothing(tmp_path, capsys, rate):
 def test_what_is_refused_as_worse_is_published_as_the_refusal_says(tmp_path, capsys):
     """The same command with the option goes on where it stopped: no second training."""
     stage = {**recipe_helpers.STAGE, "max_steps": 6, "optim": "sgd", "lr_scheduler_type": "constant", "learning_rate": 30.0}
-    parts = {"general": stage} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
+    parts = {"general": stage, "threads": 1} | dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
     path = recipe_helpers.write_inputs(tmp_path, **parts)
     assert run_recipe_command(["--config", str(path)]) == 2
     said = capsys.readouterr().err

@@ -12,8 +12,8 @@ import yaml
 
 from hf_glmd import GLMDTrainer
 from hf_glmd.cli import run_recipe_command
-from hf_glmd.recipe.run_folder import last_complete_checkpoint
 from hf_glmd.reports.records import RunRecord
+from hf_glmd.training.checkpoints import last_complete_checkpoint
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 
@@ -231,15 +231,6 @@ def test_a_finished_run_is_only_shown_again(finished, capsys):
     printed = capsys.readouterr().out
     assert "Finished earlier" in printed and "masked-word accuracy" in printed
     assert (folder / "out" / "metrics.json").stat().st_mtime_ns == before
-
-
-def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
-    for step, state in ((3, "{}"), (6, "{}"), (9, None), (12, '{"cut o')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_complete_checkpoint(tmp_path, remove_others=True).name == "checkpoint-6"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
 
 
 def test_word_prediction_alone_from_a_random_start(tmp_path, capsys):

@@ -96,7 +96,7 @@ def test_another_revision_of_the_base_is_refused_and_both_are_named(tmp_path, mo
     assert "a" * 40 in error and "b" * 40 in error
 
 
-def test_a_map_without_an_origin_is_rebuilt_and_says_that_nothing_was_compared(tmp_path, capsys):
+def test_a_map_without_an_origin_is_rebuilt_and_says_that_nothing_was_compared(tmp_path, capsys, caplog):
     base = checkpoint(tmp_path / "base")
     small = cut(base, tmp_path / "small")
     kept = VocabMap.load(small).kept_ids
@@ -105,6 +105,7 @@ def test_a_map_without_an_origin_is_rebuilt_and_says_that_nothing_was_compared(t
     capsys.readouterr()
     assert main(["rebuild", str(base), str(tmp_path / "old.safetensors"), "--output", str(tmp_path / "again")]) == 0
     assert "Nothing was compared" in capsys.readouterr().out and same(small, tmp_path / "again", "model.safetensors")
+    assert "old.safetensors' is of version 1, which has no checksum" in caplog.text
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])

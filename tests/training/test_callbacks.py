@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import training_helpers as helpers
+from transformers import TrainerCallback
 
 TESTS = Path(__file__).parents[1]
 SETTINGS = "dict(max_steps=40, positions='masked', save_strategy='no', logging_steps=1, disable_tqdm=True)"
@@ -56,4 +58,19 @@ def test_the_signal_means_what_it_did_before_once_training_is_over(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     trainer = helpers.trainer(tmp_path, max_steps=1)
     trainer.train()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nor_does_training_that_an_error_ends_keep_the_signal(tmp_path):
+    """Else the process could not be asked to end any more."""
+
+    class Breaks(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise ZeroDivisionError
+
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = helpers.trainer(tmp_path, max_steps=1)
+    trainer.add_callback(Breaks())
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
     assert signal.getsignal(signal.SIGTERM) == before

@@ -27,3 +27,16 @@ def test_it_can_be_saved_as_the_trainer_does(tmp_path):
 def test_every_field_has_a_help_text():
     ours = set(GLMDConfig.__dataclass_fields__) - set(GLMDConfig.__mro__[1].__dataclass_fields__)
     assert ours and all(GLMDConfig.__dataclass_fields__[name].metadata["help"] for name in ours)
+
+
+TOKEN = "hf_" + "Ab1" * 12
+
+
+@pytest.mark.parametrize(
+    "options", [{"run_name": f"x_{TOKEN}"}, {"hub_model_id": f"someone/{TOKEN}"}, {"lr_scheduler_kwargs": {"a": TOKEN}}]
+)
+def test_an_access_token_in_any_other_field_is_refused_and_not_repeated(tmp_path, options):
+    with pytest.raises(UsageError, match="holds an access token of the Hub. Give it as hub_token") as refused:
+        GLMDConfig(str(tmp_path), use_cpu=True, **options)
+    assert TOKEN not in str(refused.value)
+    assert GLMDConfig(str(tmp_path), use_cpu=True, hub_token=TOKEN).hub_token == TOKEN
