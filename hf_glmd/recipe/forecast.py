@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, set_seed
 
-from hf_glmd.evaluation.words import SPEED_SECONDS, compare_word_predictions
+from hf_glmd.evaluation.words import compare_word_predictions, model_facts
 from hf_glmd.models.loading import load_word_model
 from hf_glmd.recipe.config import Recipe
 from hf_glmd.recipe.run import Run
@@ -256,7 +256,11 @@ class _Probe:
             compare_word_predictions(student, teacher, stages.tokenizer, rows, desc="Scoring a few words")
         passes = 2 + (self.recipe.general is not None) + (not inputs.causal)
         seconds = passes * words[0] * min(section.rows, len(held_out)) / len(rows)
-        seconds += 2 * len(section.speed_batch_sizes) * SPEED_SECONDS
+        # Speeds are measured with whole logits, which may be the most that the run holds.
+        names = [self.recipe.teacher.model, self.recipe.output_dir]
+        with _seconds() as speeds:
+            model_facts([teacher.model, student], names, section.speed_batch_sizes, section.speed_length)
+        seconds += speeds[0]
         if inputs.tasks:
             # Each question is a row that both models read, without a word loss.
             asked = sum(len(task.data["test"]) for task in inputs.tasks)
