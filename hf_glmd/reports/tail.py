@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_glmd.errors import UsageError
-from hf_glmd.reports.drawing import BLUE, GREY, INK, INKS, ORANGE, columns, mixed, new_figure, plain_numbers, save
+from hf_glmd.reports.drawing import BLUE, GREY, INK, INKS, ORANGE, Plot, columns, mixed, new_figure, plain_numbers
 from hf_glmd.reports.records import VocabFacts
 from hf_glmd.reports.vocab_report import VocabReport
 from hf_glmd.utils.text import percent
@@ -18,24 +18,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+TAIL_CAPTION = "How often each token was counted, commonest first"
+
+
 def save_vocabulary_plot(report: VocabReport, path: str | Path) -> Path:
     """Draws how often each token was counted and where the vocabulary was cut, with the numbers as CSV beside it.
 
     Returns: `path`, a PNG.
     Raises: UsageError, matplotlib is not installed, or nothing was counted.
     """
-    tail = report.long_tail
-    if tail is None or not any(tail.counts):
+    plot = vocabulary_plot(report)
+    if plot is None:
         raise UsageError("no token counts are known, so there is no long tail to draw. Cut the vocabulary with VocabShrinker.")
-    rarer = list(zip(tail.rarer_kept_ranks, tail.rarer_kept_counts, strict=True))
-    figure = draw_long_tail(
-        tail.ranks, tail.counts, tail.kept_shares, report, tail_title(report), tail.cut, tail.n_rarer_kept, rarer
-    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = zip(tail.ranks, tail.counts, tail.kept_shares, strict=True)
-    save(figure, [("rank", "count", "kept_share_since_rank_before"), *rows], path)
+    plot.save(path)
     return path
+
+
+def vocabulary_plot(report: VocabReport) -> Plot | None:
+    """The long tail of a vocabulary, with all that was kept. None: nothing was counted."""
+    tail = report.long_tail
+    if tail is None or not any(tail.counts):
+        return None
+    rarer = list(zip(tail.rarer_kept_ranks, tail.rarer_kept_counts, strict=True))
+    rows = zip(tail.ranks, tail.counts, tail.kept_shares, strict=True)
+    share = "kept_share_since_rank_before"
+    return Plot(
+        "vocabulary",
+        TAIL_CAPTION,
+        tail_title(report),
+        lambda title: draw_long_tail(
+            tail.ranks, tail.counts, tail.kept_shares, report, title, tail.cut, tail.n_rarer_kept, rarer
+        ),
+        [("rank", "count", share), *rows],
+        shares=[share],
+    )
 
 
 def tail_title(vocab: VocabFacts | VocabReport) -> str:
