@@ -18,7 +18,7 @@ from hf_glmd.cli import run_recipe_command
 from hf_glmd.evaluation import words
 from hf_glmd.reports.records import RunRecord
 
-TIMES = ("seconds", "tokens_per_second", "hardware", "command", "seconds_total")
+TIMES = ("seconds", "tokens_per_second", "hardware", "command", "seconds_total", "peak_memory_mib")
 STAGE = {**recipe_helpers.STAGE, "lr_scheduler_type": "constant", "logging_steps": 3, "save_steps": 2, "eval_steps": 2}
 """A learning rate that does not fall: with one that does, a step too many would change nothing."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -12,25 +13,21 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from hf_glmd.errors import UsageError
 from hf_glmd.reports.card import PAPER_URL, REMOVED, TEMPLATES, display_name, without_token
-from hf_glmd.reports.charts import BubbleChart, LineChart, Series, bubble_chart, line_chart
+from hf_glmd.reports.drawing import BLUE, ORANGE, Plot, evenly, figure_class
 from hf_glmd.reports.folder import CacheFacts, CheckpointFacts, FolderFacts, StageFacts, read_folder
 from hf_glmd.reports.ledger import ledger_cells
 from hf_glmd.reports.options import REPORT_PAGE
-from hf_glmd.reports.plots import plot_titles, speed_and_score
+from hf_glmd.reports.plots import curve_plot, parameter_plot, run_plots, task_plot
 from hf_glmd.reports.records import RunRecord, TaskScores, gained, retained_share
 from hf_glmd.reports.run_card import OBJECTIVES, comparison_rows
-from hf_glmd.reports.tail import tail_title
+from hf_glmd.reports.tail import tail_title, vocabulary_plot
 from hf_glmd.reports.vocab_report import VocabReport
 from hf_glmd.utils.files import replaced
-from hf_glmd.utils.text import bytes_in_words, duration, percent, percent_of, short, visible
-
-MAX_DOTS = 40
-"""Points of a curve that are marked."""
-
-TAIL_ROWS = 40
-"""Points of the long tail in its table of numbers."""
+from hf_glmd.utils.text import bytes_in_words, duration, percent, percent_of, visible
 
 
 def write_report(
@@ -65,23 +62,23 @@ def render_report(facts: FolderFacts) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = visible
-    run = facts.run
+    run, plots = facts.run, _plots(facts)
     page = environment.get_template("report.html").render(
         facts=facts,
         run=run,
         title=display_name(run.name) if run else facts.name,
         subtitle=_subtitle(facts),
         tiles=_tiles(facts),
-        titles=_titles(facts),
+        plots=plots,
+        titles=_titles(facts, plots),
+        numbers=_numbers,
+        **_drawing(),
         comparison=_comparison(run) if run else [],
-        parameters=_parameter_bars(facts),
-        bubbles=_bubbles(run) if run else None,
         tasks=[_task_view(task) for task in facts.tasks],
         task_mean=_mean(facts.tasks) if len(facts.tasks) > 1 else None,
         stages=[_stage_view(stage) for stage in facts.stages],
         vocabulary=_vocabulary_rows(facts),
         verified=_verified(facts.vocabulary),
-        tail=_tail_chart(facts),
         scripts=_script_rows(facts.vocabulary),
         ledger=ledger_cells(facts.vocabulary.ledger) if facts.vocabulary and facts.vocabulary.ledger else None,
         removed_examples=_removed_examples(facts),
@@ -148,17 +145,55 @@ def _tiles(facts: FolderFacts) -> list[tuple[str, str]]:
     return tiles
 
 
-def _titles(facts: FolderFacts) -> dict[str, str]:
+def _plots(facts: FolderFacts) -> dict[str, Plot]:
+    """Section -> chart, but for the curves of training."""
+    plots = run_plots(facts.run) if facts.run else {}
+    report = facts.vocabulary
+    if report and (tail := vocabulary_plot(report)):
+        plots["long_tail"] = tail  # it knows which tokens were kept
+    if not facts.run and report and report.model_before and report.model_after:
+        models = [
+            (who, sizes.vocabulary_parameters, sizes.parameters - sizes.vocabulary_parameters)
+            for who, sizes in (("before", report.model_before), ("after", report.model_after))
+        ]
+        share = percent_of(report.model_after.parameters, report.model_before.parameters)
+        plots["parameters"] = parameter_plot(models, f"The model has {share} of its parameters left")
+    if not facts.run and facts.tasks:
+        plots["tasks"] = task_plot(facts.tasks, "")
+    return plots
+
+
+def _titles(facts: FolderFacts, plots: Mapping[str, Plot]) -> dict[str, str]:
     """Section -> what it shows, in words."""
-    if facts.run:
-        return plot_titles(facts.run)
-    titles = {}
-    if report := facts.vocabulary:
-        titles["long_tail"] = tail_title(report)
-        if report.model_before and report.model_after:
-            share = percent_of(report.model_after.parameters, report.model_before.parameters)
-            titles["parameters"] = f"The model has {share} of its parameters left"
-    return titles
+    counted = {"long_tail": tail_title(facts.vocabulary)} if facts.vocabulary else {}
+    return counted | {name: plot.title for name, plot in plots.items()}
+
+
+def _drawing() -> dict[str, Any]:
+    """`draw`: what makes the SVG of a chart, and `not_drawn`: why it does not, if it does not."""
+    try:
+        figure_class()
+    except UsageError as error:  # the page is worth having without its charts: their numbers are in tables
+        return {"draw": None, "not_drawn": str(error).replace("plots", "Charts", 1)}
+    ids = itertools.count(1)
+    return {"draw": lambda plot: Markup(plot.svg(f"chart{next(ids)}")), "not_drawn": ""}
+
+
+def _numbers(plot: Plot, most: int | None) -> list[list[str]]:
+    """Header and rows of a chart's table, as a reader expects them; at most that many rows, evenly chosen."""
+    header, *rows = plot.table
+    rows = evenly(rows, most or len(rows))
+    shown = [percent if name in plot.shares else _number for name in header]
+    return [
+        [name.replace("_", " ") for name in header],
+        *([show(cell) for show, cell in zip(shown, row, strict=True)] for row in rows),
+    ]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _comparison(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -168,55 +203,8 @@ def _comparison(run: RunRecord) -> list[tuple[str, str, str]]:
     ]
 
 
-def _parameter_bars(facts: FolderFacts) -> list[dict[str, Any]]:
-    """Two stacked bars, before and after, of the embeddings and the rest."""
-    run, report = facts.run, facts.vocabulary
-    if run:
-        models = [
-            (who, m.embedding_parameters, m.body_parameters) for who, m in (("teacher", run.teacher), ("student", run.student))
-        ]
-    elif report and report.model_before and report.model_after:
-        models = [
-            (who, sizes.vocabulary_parameters, sizes.parameters - sizes.vocabulary_parameters)
-            for who, sizes in (("before", report.model_before), ("after", report.model_after))
-        ]
-    else:
-        return []
-    largest = max(embeddings + body for _, embeddings, body in models)
-    return [
-        {
-            "name": name,
-            "total": f"{embeddings + body:,}",
-            "parts": [
-                {"name": part, "count": f"{count:,}", "share": round(100 * count / largest, 3)}
-                for part, count in (("embeddings", embeddings), ("body", body))
-            ],
-        }
-        for name, embeddings, body in models
-    ]
-
-
-def _bubbles(run: RunRecord) -> BubbleChart | None:
-    """Size against speed against score; None: no speed was measured for both."""
-    found = speed_and_score(run)
-    if found is None:
-        return None
-    models: list[tuple[str, str, float, float, float, str]] = []
-    for (who, speed, score), model in zip(found.points, (run.teacher, run.student), strict=True):
-        text = f"{who}\n{model.parameters:,} parameters\n{speed:,.0f} tokens/s\n{percent(score)}"
-        models.append((who, who, speed, score, model.parameters, text))
-    return bubble_chart(
-        models,
-        x_label=f"tokens per second, batch size {found.batch_size}",
-        y_label=found.score_name,
-        y_format=lambda value: f"{value:.0%}",
-    )
-
-
-def _task_view(task: TaskScores) -> dict[str, Any]:
-    """Cells of the table, and places of the bars in percent of the chart from the least score to 1."""
-    lowest = min(0.0, task.majority, task.teacher, task.student)
-    place = {who: round(100 * (getattr(task, who) - lowest) / (1 - lowest), 2) for who in ("teacher", "student", "majority")}
+def _task_view(task: TaskScores) -> dict[str, str]:
+    """Cells of the table."""
     return {
         "name": task.name,
         "metric": task.metric.replace("_", " "),
@@ -224,8 +212,6 @@ def _task_view(task: TaskScores) -> dict[str, Any]:
         **_score_cells([task]),
         "agreement": percent(task.agreement),
         "time": duration(task.seconds) if task.seconds else "-",
-        "zero": round(-100 * lowest / (1 - lowest), 2),
-        "place": place,
     }
 
 
@@ -280,21 +266,12 @@ def _stage_view(stage: StageFacts) -> dict[str, Any]:
         "task": stage.task,
         "unfinished": record is None and stage.step < stage.max_steps,
         "rows": rows,
-        "charts": [_curve_chart(name, curve, trained) for name, curve in stage.curves.items()],
+        "charts": [
+            curve_plot(name, LABELS[name], curve, BLUE if trained == "teacher" else ORANGE, name in SHARES)
+            for name, curve in stage.curves.items()
+        ],
         "settings": [(name, _plain(value)) for name, value in stage.settings.items()],
     }
-
-
-def _curve_chart(name: str, curve: list[tuple[float, float]], trained: str) -> LineChart:
-    series = Series(LABELS[name], trained, curve, dots=len(curve) <= MAX_DOTS)
-    return line_chart(
-        LABELS[name],
-        [series],
-        x_label="step",
-        y_format=lambda value: _curve_value(name, value),
-        tick_format=(lambda value: f"{value:.0%}") if name in SHARES else short,
-        x_from=0.0,
-    )
 
 
 def _vocabulary_rows(facts: FolderFacts) -> list[tuple[str, str]]:
@@ -332,40 +309,6 @@ def _vocabulary_rows(facts: FolderFacts) -> list[tuple[str, str]]:
 
 def _verified(report: VocabReport | None) -> list[str]:
     return report.verified.summary().split("\n") if report and report.verified else []
-
-
-def _tail_chart(facts: FolderFacts) -> LineChart | None:
-    """The long tail, from the vocabulary's own report where it is there: it knows which tokens were kept."""
-    report, run = facts.vocabulary, facts.run
-    if report and report.long_tail:
-        tail = report.long_tail
-        points, cut, size, kept = list(zip(tail.ranks, tail.counts, strict=True)), tail.cut, report.original_size, report.size
-    elif run and run.counts_sorted:
-        first = min(run.count_ranks)
-        points = [(rank - first + 1, count) for rank, count in zip(run.count_ranks, run.counts_sorted, strict=True)]
-        cut, size, kept = run.vocab.size, run.vocab.original_size, run.vocab.size
-    else:
-        return None
-    points = [point for point in points if point[1] > 0]
-    if len(points) < 2:
-        return None
-    before = [point for point in points if point[0] <= cut] or points[:1]
-    after = [before[-1], *(point for point in points if point[0] > cut)]
-    series = [
-        Series("removed", "removed", after, dots=False, area=True),
-        Series("kept", "teacher", before, dots=False, area=True),
-    ]
-    return line_chart(
-        "How often each token was counted",
-        series if len(after) > 1 else series[1:],
-        x_label="rank of the token, commonest first (logarithmic)",
-        y_label="times counted (logarithmic)",
-        y_format=lambda value: f"{value:,.0f}",
-        x_to=size,
-        logarithmic=True,
-        cut=(cut, f"{kept:,} of {size:,} kept") if cut < size else None,
-        table_rows=TAIL_ROWS,
-    )
 
 
 def _script_rows(report: VocabReport | None) -> list[dict[str, Any]]:

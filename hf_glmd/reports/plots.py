@@ -16,14 +16,17 @@ from hf_glmd.reports.drawing import (
     INKS,
     ORANGE,
     PAGE,
+    Plot,
+    evenly,
     figure_class,
+    label_of,
     new_figure,
     plain_numbers,
-    save,
     spread,
 )
-from hf_glmd.reports.records import RunRecord, StageRecord, TaskScores, gained, retained_share
-from hf_glmd.reports.tail import draw_long_tail, tail_title
+from hf_glmd.reports.records import ModelFacts, RunRecord, StageRecord, TaskScores, gained, retained_share
+from hf_glmd.reports.tail import TAIL_CAPTION, draw_long_tail, tail_title
+from hf_glmd.utils.text import percent, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 LARGEST_BUBBLE = 1500.0
 """Points squared, of the square around the circle."""
+
+MAX_POINTS, MAX_MARKS = 500, 40
+"""Points of a curve that are drawn, and up to how many are marked."""
 
 
 def save_plots(record: RunRecord, directory: str | Path) -> list[Path]:
@@ -49,21 +55,23 @@ def save_plots(record: RunRecord, directory: str | Path) -> list[Path]:
     Returns: paths of the PNGs and CSVs, in the order of `plot_titles`.
     Raises: UsageError, matplotlib is not installed.
     """
-    draw = {
-        "long_tail": (_draw_long_tail, _long_tail_table),
-        "parameters": (_draw_parameters, _parameter_table),
-        "size_speed_score": (_draw_bubbles, _bubble_table),
-        "kl_over_steps": (_draw_kl, _kl_table),
-        "tasks": (_draw_tasks, _task_table),
-    }
     figure_class()  # before any file is written
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, title in plot_titles(record).items():
-        figure, table = draw[name]
-        paths += save(figure(record, title), table(record), directory / f"{name}.png")
-    return paths
+    return [path for plot in run_plots(record).values() for path in plot.save(directory / f"{plot.name}.png")]
+
+
+def run_plots(record: RunRecord) -> dict[str, Plot]:
+    """Name -> chart, of what the record has numbers for."""
+    models = [(who, m.embedding_parameters, m.body_parameters) for who, m in _models(record)]
+    make = {
+        "long_tail": _long_tail_plot,
+        "parameters": lambda record, title: parameter_plot(models, title),
+        "size_speed_score": _bubble_plot,
+        "kl_over_steps": _kl_plot,
+        "tasks": lambda record, title: task_plot(scored_tasks(record), title),
+    }
+    return {name: make[name](record, title) for name, title in plot_titles(record).items()}
 
 
 def plot_titles(record: RunRecord) -> dict[str, str]:
@@ -130,25 +138,41 @@ def scored_tasks(record: RunRecord) -> list[TaskScores]:
     return record.tasks or ([record.task] if record.task else [])
 
 
+def _models(record: RunRecord) -> list[tuple[str, ModelFacts]]:
+    return [("teacher", record.teacher), ("student", record.student)]
+
+
 def _curves(record: RunRecord) -> list[StageRecord]:
     return [stage for stage in record.stages if stage.kl]
 
 
-def _draw_long_tail(record: RunRecord, title: str) -> Figure:
+def _long_tail_plot(record: RunRecord, title: str) -> Plot:
     first = min(record.count_ranks)  # ranks may start at 0 or 1
     ranks = [rank - first + 1 for rank in record.count_ranks]
     shares = [float(rank <= record.vocab.size) for rank in ranks]
-    return draw_long_tail(ranks, record.counts_sorted, shares, record.vocab, title, record.vocab.size)
+    return Plot(
+        "long_tail",
+        TAIL_CAPTION,
+        title,
+        lambda title: draw_long_tail(ranks, record.counts_sorted, shares, record.vocab, title, record.vocab.size),
+        [("rank", "count"), *zip(record.count_ranks, record.counts_sorted, strict=True)],
+    )
 
 
-def _draw_parameters(record: RunRecord, title: str) -> Figure:
+def parameter_plot(models: Sequence[tuple[str, int, int]], title: str) -> Plot:
+    """Stacked bars. `models`: (who, parameters of the embeddings, of the body) of each."""
+    rows = [(who, embeddings, body, embeddings + body) for who, embeddings, body in models]
+    table = [("model", "embedding_parameters", "body_parameters", "parameters"), *rows]
+    return Plot("parameters", "Parameters", title, lambda title: _draw_parameters(models, title), table)
+
+
+def _draw_parameters(models: Sequence[tuple[str, int, int]], title: str) -> Figure:
     figure, [panel] = new_figure(title, 7.2, 2.9)
-    models = (record.teacher, record.student)
-    largest = max(model.parameters for model in models)
+    largest = max(embeddings + body for _, embeddings, body in models)
     width = 1.25 * largest
-    for place, model in enumerate(models):
-        left, beside = 0, [f"{model.parameters:,}"]
-        for count, color, label in ((model.embedding_parameters, BLUE, "embeddings"), (model.body_parameters, ORANGE, "body")):
+    for place, (_, embeddings, body) in enumerate(models):
+        left, beside = 0, [f"{embeddings + body:,}"]
+        for count, color, label in ((embeddings, BLUE, "embeddings"), (body, ORANGE, "body")):
             panel.barh(
                 place,
                 count,
@@ -168,7 +192,7 @@ def _draw_parameters(record: RunRecord, title: str) -> Figure:
                 width = 1.42 * largest
             left += count
         panel.text(left + 0.012 * largest, place, "\n".join(beside), ha="left", va="center", color=INK, fontsize=10)
-    panel.set_yticks(range(len(models)), ["teacher", "student"], fontsize=11)
+    panel.set_yticks(range(len(models)), [who for who, _, _ in models], fontsize=11)
     panel.set_ylim(len(models) - 0.5, -0.5)
     panel.set_xlim(0, width)
     legend = panel.legend(
@@ -181,6 +205,19 @@ def _draw_parameters(record: RunRecord, title: str) -> Figure:
     for spine in panel.spines.values():
         spine.set_visible(False)
     return figure
+
+
+def _bubble_plot(record: RunRecord, title: str) -> Plot:
+    found = speed_and_score(record)
+    rows = [(who, m.parameters, *point) for (who, *point), (_, m) in zip(found.points, _models(record), strict=True)]
+    return Plot(
+        "size_speed_score",
+        "Size (area) against speed and score",
+        title,
+        lambda title: _draw_bubbles(record, title),
+        [("model", "parameters", f"tokens_per_second_batch_{found.batch_size}", found.score_name), *rows],
+        shares=[found.score_name],
+    )
 
 
 def _draw_bubbles(record: RunRecord, title: str) -> Figure:
@@ -205,10 +242,11 @@ def _draw_bubbles(record: RunRecord, title: str) -> Figure:
             fontweight="bold",
         )
     speeds, scores = [point[1] for point in found.points], [100 * point[2] for point in found.points]
+    lowest, highest = min(0.0, 1.3 * min(scores)), max(scores)
     panel.set_xlim(0, 1.28 * max(speeds))
-    panel.set_ylim(min(0.0, 1.3 * min(scores)), max(1.18 * max(scores), 1.0))
+    panel.set_ylim(lowest, max(highest + 0.18 * (highest - lowest), 1.0))  # a circle at the top stays below the title
     panel.set_xlabel(f"tokens per second, {found.batch_size} rows at once", color=INK, fontsize=10)
-    panel.set_ylabel(f"{found.score_name} (%)", color=INK, fontsize=10)
+    panel.set_ylabel(f"{label_of(found.score_name, 40)} (%)", color=INK, fontsize=10)
     plain_numbers(panel.xaxis, ticks=6)
     panel.grid(True, color="#EEEEEE", linewidth=0.8)
     panel.set_axisbelow(True)
@@ -217,6 +255,14 @@ def _draw_bubbles(record: RunRecord, title: str) -> Figure:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.{0 if count >= 1e8 else 1}f} million" if count >= 1e6 else f"{count:,}"
+
+
+def _kl_plot(record: RunRecord, title: str) -> Plot:
+    rows: list[Sequence] = [("stage", "step", "kl_nats", "agreement")]
+    for stage in _curves(record):
+        agreement = stage.agreement or [""] * len(stage.kl)
+        rows += [(stage.name, *point) for point in zip(stage.steps_evaluated, stage.kl, agreement, strict=True)]
+    return Plot("kl_over_steps", "KL to the teacher", title, lambda title: _draw_kl(record, title), rows)
 
 
 def _draw_kl(record: RunRecord, title: str) -> Figure:
@@ -256,11 +302,36 @@ def _draw_agreement_panel(panel: Axes, stage: StageRecord) -> None:
     _draw_curve(panel, stage.steps_evaluated[: len(shares)], shares, levels, 100.0)
 
 
+def curve_plot(name: str, caption: str, curve: Sequence[tuple[float, float]], color: str, is_share: bool) -> Plot:
+    """A curve of training as a small picture. `curve`: (step, value), in order."""
+
+    def draw(title: str) -> Figure:
+        figure, [panel] = new_figure(title, 3.4, 2.3)
+        steps, values = zip(*evenly(curve, MAX_POINTS), strict=True)
+        top = 1.12 * max(0.0, *values) or 1.0
+        end = percent(values[-1]) if is_share else f"{values[-1]:.4g}"
+        _draw_curve(panel, steps, values, [(values[-1], end, color)], top, color)
+        plain_numbers(panel.xaxis, ticks=5)
+        panel.xaxis.get_major_locator().set_params(steps=[1, 2, 5, 10])
+        panel.xaxis.set_major_formatter(lambda value, _: short(value))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if is_share else short(value))
+        panel.set_xlabel("step", color=INK, fontsize=10)
+        return figure
+
+    return Plot(name, caption, caption, draw, [("step", caption), *curve], shares=[caption] if is_share else ())
+
+
 def _draw_curve(
-    panel: Axes, steps: Sequence[int], values: Sequence[float], levels: list[tuple[float, str, str]], top: float
+    panel: Axes,
+    steps: Sequence[float],
+    values: Sequence[float],
+    levels: list[tuple[float, str, str]],
+    top: float,
+    color: str = BLUE,
 ) -> None:
-    """A curve from 0 to `top`; (value, text, colour) of `levels` is written at the right edge."""
-    panel.plot(steps, values, color=BLUE, linewidth=2.2, marker="o", markersize=4.5, clip_on=False)
+    """A curve from 0, or from below, to `top`; (value, text, colour) of `levels` is written at the right edge."""
+    marker = "o" if len(steps) <= MAX_MARKS else None
+    panel.plot(steps, values, color=color, linewidth=2.2, marker=marker, markersize=4.5, clip_on=False)
     levels = sorted(levels, key=lambda level: level[0])
     for place, (_, text, color) in zip(spread([level for level, _, _ in levels], 0.095 * top), levels, strict=True):
         panel.annotate(
@@ -275,14 +346,22 @@ def _draw_curve(
             fontweight="bold",
         )
     panel.set_xlim(min(0, *steps, 0), max(1, *steps, 1))
-    panel.set_ylim(0, top)
+    panel.set_ylim(1.05 * min(0.0, *values, 0.0), top)
     plain_numbers(panel.xaxis, ticks=5)
     panel.grid(True, axis="y", color="#EEEEEE", linewidth=0.8)
     panel.set_axisbelow(True)
 
 
-def _draw_tasks(record: RunRecord, title: str) -> Figure:
-    tasks = scored_tasks(record)
+def task_plot(tasks: Sequence[TaskScores], title: str) -> Plot:
+    """Bars of teacher and student, with what the commonest answer scores."""
+    rows: list[Sequence] = [("task", "metric", "count", "majority", "teacher", "student", "difference", "retained")]
+    for task in tasks:
+        scores = (task.majority, task.teacher, task.student, task.student - task.teacher)
+        rows.append((task.name, task.metric, task.count, *scores, "" if task.retained is None else task.retained))
+    return Plot("tasks", "Scores", title, lambda title: _draw_tasks(tasks, title), rows)
+
+
+def _draw_tasks(tasks: Sequence[TaskScores], title: str) -> Figure:
     figure, [panel] = new_figure("\n".join(textwrap.wrap(title, 62)), 7.2, 1.5 + 0.62 * len(tasks))
     lowest = min(0.0, *(100 * score for task in tasks for score in (task.teacher, task.student, task.majority)))
     for place, task in enumerate(tasks):
@@ -301,7 +380,7 @@ def _draw_tasks(record: RunRecord, title: str) -> Figure:
         # White below, so that the line is seen on both bars.
         panel.vlines(majority, place - 0.42, place + 0.42, color=PAGE, linewidth=4)
         panel.vlines(majority, place - 0.42, place + 0.42, color=INK, linewidth=1.8, linestyle=(0, (2, 1)), label=label)
-    names = [f"{task.name}\n{task.metric.replace('_', ' ')}" for task in tasks]
+    names = [f"{label_of(task.name)}\n{label_of(task.metric.replace('_', ' '))}" for task in tasks]
     panel.set_yticks(range(len(tasks)), names, fontsize=9)
     panel.set_ylim(len(tasks) - 0.5, -0.5)
     panel.set_xlim(lowest * 1.08, 108)
@@ -313,36 +392,3 @@ def _draw_tasks(record: RunRecord, title: str) -> Figure:
     for text in legend.get_texts():
         text.set_color(INK)
     return figure
-
-
-def _long_tail_table(record: RunRecord) -> list[Sequence]:
-    return [("rank", "count"), *zip(record.count_ranks, record.counts_sorted, strict=True)]
-
-
-def _parameter_table(record: RunRecord) -> list[Sequence]:
-    models = (("teacher", record.teacher), ("student", record.student))
-    rows = [(name, model.embedding_parameters, model.body_parameters, model.parameters) for name, model in models]
-    return [("model", "embedding_parameters", "body_parameters", "parameters"), *rows]
-
-
-def _task_table(record: RunRecord) -> list[Sequence]:
-    rows: list[Sequence] = [("task", "metric", "count", "majority", "teacher", "student", "difference", "retained")]
-    for task in scored_tasks(record):
-        scores = (task.majority, task.teacher, task.student, task.student - task.teacher)
-        rows.append((task.name, task.metric, task.count, *scores, "" if task.retained is None else task.retained))
-    return rows
-
-
-def _bubble_table(record: RunRecord) -> list[Sequence]:
-    found = speed_and_score(record)
-    models = (record.teacher, record.student)
-    rows = [(who, model.parameters, speed, score) for (who, speed, score), model in zip(found.points, models, strict=True)]
-    return [("model", "parameters", f"tokens_per_second_batch_{found.batch_size}", found.score_name), *rows]
-
-
-def _kl_table(record: RunRecord) -> list[Sequence]:
-    rows: list[Sequence] = [("stage", "step", "kl_nats", "agreement")]
-    for stage in _curves(record):
-        agreement = stage.agreement or [""] * len(stage.kl)
-        rows += [(stage.name, *point) for point in zip(stage.steps_evaluated, stage.kl, agreement, strict=True)]
-    return rows

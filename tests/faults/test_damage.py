@@ -17,7 +17,6 @@ from hf_glmd import TeacherCache, VocabMap, VocabShrinker
 from hf_glmd.cli import main, run_recipe_command
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_word_model
-from hf_glmd.shrinking import checkpoint
 from hf_glmd.utils.files import SUMS, check_sums, locked, read_json, replaced, write_sums, written_whole
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
@@ -216,7 +215,7 @@ def test_what_no_program_can_prevent_is_one_line(shrunk, tmp_path, capsys, monke
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(checkpoint, "_counted", fails)
+    monkeypatch.setattr(command, "_counted", fails)
     words = [
         "shrink",
         str(shrunk.parent / "bert"),
@@ -234,7 +233,7 @@ def test_what_no_program_can_prevent_is_one_line(shrunk, tmp_path, capsys, monke
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_checkpoint_that_a_full_disk_does_not_take_is_one_line(shrunk, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_counted", lambda *_: torch.save({"a": torch.ones(99_999)}, "/dev/full"))
+    monkeypatch.setattr(command, "_counted", lambda *_: torch.save({"a": torch.ones(99_999)}, "/dev/full"))
     corpus = str(shrunk.parent / "corpus.txt")
     words = ["shrink", str(shrunk.parent / "bert"), "--corpus", corpus, "--output", str(tmp_path / "x")]
     assert main(words) == 2
@@ -242,7 +241,7 @@ def test_a_checkpoint_that_a_full_disk_does_not_take_is_one_line(shrunk, tmp_pat
 
 
 def test_a_bug_keeps_its_traceback(shrunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_counted", lambda *_: 1 / 0)
+    monkeypatch.setattr(command, "_counted", lambda *_: 1 / 0)
     words = [
         "shrink",
         str(shrunk.parent / "bert"),

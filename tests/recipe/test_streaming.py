@@ -12,8 +12,8 @@ from hf_glmd.cli import main
 from hf_glmd.data import corpus as corpora
 from hf_glmd.data.corpus import stream_corpus
 from hf_glmd.errors import UsageError
-from hf_glmd.recipe.run_folder import last_complete_checkpoint
 from hf_glmd.reports.records import RunRecord
+from hf_glmd.training.checkpoints import last_complete_checkpoint
 
 STREAMED = {"streaming": True}
 TASKLESS = dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))

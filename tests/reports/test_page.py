@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -33,7 +34,7 @@ from hf_glmd.teachers.cache import TeacherCache
 from hf_glmd.utils.files import write_json
 from hf_glmd.utils.text import percent, visible
 
-VOID = {"meta", "link", "br", "hr", "img", "input", "line", "polyline", "polygon"}
+VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -94,11 +95,45 @@ def test_a_page_is_whole_and_loads_nothing(folders, name):
             value = attributes.get(attribute)
             if value is not None:  # a link may be followed, nothing may be fetched
                 assert value.startswith(("#", "data:")) or (tag == "a" and value.startswith("https://arxiv.org/")), value
-    assert not re.search(r"url\(|@import", text)
+    assert not re.search(r"url\((?!#)|@import|\son\w+=|javascript:", text)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     linked = [attributes["href"] for tag, attributes in page.tags if tag == "a" and attributes["href"].startswith("#")]
+    used = [attributes["href"][1:] for tag, attributes in page.tags if tag == "use"] + re.findall(r"url\(#([^)]*)\)", text)
+    assert set(used) <= set(ids), "what a chart uses is on the page"
     assert len(ids) == len(set(ids)) and [link[1:] for link in linked] == [part for part in ids if f"#{part}" in linked]
     assert {"Teacher and student", "Cache", "Vocabulary"} & set(page.parts) or name in ("training", "unfinished")
+
+
+CHARTS = {"run": 13, "list": 13, "unfinished": 9, "vocabulary": 2, "training": 5, "cache": 0}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_chart_has_a_name_and_its_numbers_in_a_table(folders, name):
+    page = page_of(folders[name])
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and attributes["role"] == "img"]
+    assert len(labels) == CHARTS[name] == len([tag for tag, _ in page.tags if tag in ("svg", "figure")]) / 2
+    for figure in re.findall("<figure>(.*?)</figure>", (folders[name] / "report.html").read_text("utf-8"), flags=re.DOTALL):
+        caption = re.search("<figcaption>(.*?)</figcaption>", figure)[1]
+        assert f'aria-label="{caption}' in figure
+        assert ("<details><summary>Numbers</summary>" in figure) == (caption != "Scores"), "scores have a table in full view"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_same_folder_gives_the_same_bytes(folders, name):
+    first = write_report(folders[name]).read_bytes()
+    assert write_report(folders[name]).read_bytes() == first
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_without_matplotlib_the_page_has_tables_and_says_what_to_install(folders, tmp_path, monkeypatch, name):
+    whole = page_of(folders[name])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(write_report(folders[name], tmp_path / "page.html").read_text("utf-8"))
+    assert "svg" not in {tag for tag, _ in page.tags}
+    assert page.text.count("pip install hf_glmd[plots]") == (1 if CHARTS[name] else 0)
+    tables = [attributes for tag, attributes in page.tags if tag == "details" and "open" in attributes]
+    assert len(tables) == len(re.findall("Numbers", whole.text)), "the numbers are in full view"
+    assert set(whole.parts) <= set(page.parts), "and nothing else is missing"
 
 
 def numbers(record: RunRecord) -> Iterator[str]:
@@ -238,6 +273,16 @@ def test_no_token_is_on_a_page(tmp_path, monkeypatch):
     example_record(command="hf-glmd distill --config a.yaml --hub.token hf_secretsecret").save(tmp_path / "metrics.json")
     assert "hf_secretsecret" not in write_report(tmp_path).read_text("utf-8") + report_data(tmp_path)
     assert "--hub.token <token>" in page_of(tmp_path).text
+
+
+def test_hostile_names_are_shown_as_they_are(tmp_path):
+    names = ["</svg><script>alert(1)</script>", "a $x^2$ & $y", "two\nlines", '" onload="alert(1)', "a" * 300]
+    tasks = [dataclasses.replace(TASK_LIST[0], name=name, metric="<i>accuracy") for name in names]
+    example_record(task=None, tasks=tasks, name="<b>$x$").save(tmp_path / "metrics.json")
+    page = page_of(tmp_path)
+    assert not {"script", "b>$x$"} & {tag for tag, _ in page.tags}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert all(" ".join(name.split()) in page.text for name in (*names, "<i>accuracy"))
 
 
 def test_json_holds_what_the_page_is_made_from(folders, capsys):

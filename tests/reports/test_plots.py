@@ -3,33 +3,33 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from record_examples import TASK_LIST, example_record
 
 from hf_glmd.errors import UsageError
-from hf_glmd.reports.drawing import PALE_BLUE, PALE_GREY, spread
-from hf_glmd.reports.plots import (
-    _draw_bubbles,
-    _draw_kl,
-    _draw_long_tail,
-    _draw_parameters,
-    _draw_tasks,
-    plot_titles,
-    save_plots,
-    speed_and_score,
-)
+from hf_glmd.reports.drawing import BLUE, PALE_BLUE, PALE_GREY, Plot, evenly, spread
+from hf_glmd.reports.plots import MAX_POINTS, curve_plot, plot_titles, run_plots, save_plots, speed_and_score, task_plot
+from hf_glmd.reports.records import RunRecord, TaskScores
 from hf_glmd.reports.tail import draw_long_tail, save_vocabulary_plot
 from hf_glmd.reports.vocab_report import LongTail, VocabReport
-from hf_glmd.utils.text import percent
+from hf_glmd.utils.text import percent, short
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def read_csv(path: Path) -> list[list[str]]:
     return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def drawn(name: str, record: RunRecord, title: str = "t") -> Figure:
+    return run_plots(record)[name].draw(title)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_without_curves_no_kl_plot_and_without_counts_no_tail(tmp_path):
 
 def test_lines_and_bars_are_the_numbers_of_the_record():
     record = example_record()
-    general, words, *agreement = _draw_kl(record, "t").axes
+    general, words, *agreement = drawn("kl_over_steps", record).axes
     for panel, stage in zip(agreement, (record.stages[0], record.stages[2]), strict=True):
         assert panel.lines[0].get_xdata().tolist() == stage.steps_evaluated and panel.get_ylim() == (0, 100)
         assert panel.lines[0].get_ydata().tolist() == pytest.approx([100 * share for share in stage.agreement])
@@ -119,7 +119,7 @@ def test_lines_and_bars_are_the_numbers_of_the_record():
         assert curve.get_xdata().tolist() == stage.steps_evaluated and curve.get_ydata().tolist() == stage.kl
         assert panel.get_ylim()[0] == 0
     assert {line.get_ydata()[0] for line in general.lines[:-1]} == {3.581, 3.581 / 3}
-    [panel] = _draw_parameters(record, "t").axes
+    [panel] = drawn("parameters", record).axes
     assert [bar.get_width() for bar in panel.patches] == [2_129_663, 3_240_977, 1_047_809, 1_661_453]
     assert {"2,129,663", "3,240,977", "1,047,809", "1,661,453", "5,370,640", "2,709,262"} <= {
         text.get_text() for text in panel.texts
@@ -128,7 +128,7 @@ def test_lines_and_bars_are_the_numbers_of_the_record():
 
 def test_circles_have_the_area_of_their_model_at_its_speed_and_score():
     record = example_record()
-    [panel] = _draw_bubbles(record, "t").axes
+    [panel] = drawn("size_speed_score", record).axes
     teacher, student = panel.collections
     assert teacher.get_offsets().tolist() == [pytest.approx([20_111.6, 81.27])]
     assert student.get_offsets().tolist() == [pytest.approx([43_210.9, 78.33])]
@@ -151,7 +151,7 @@ def test_what_is_scored_beside_speed():
 
 def test_no_text_of_the_bubbles_leaves_the_picture_or_overlaps():
     for changes in ({}, {"task": None}, {"task": None, "tasks": TASK_LIST}):
-        figure = _draw_bubbles(example_record(**changes), "t")
+        figure = drawn("size_speed_score", example_record(**changes))
         figure.draw_without_rendering()
         boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
         assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
@@ -161,7 +161,7 @@ def test_no_text_of_the_bubbles_leaves_the_picture_or_overlaps():
 def test_a_segment_too_narrow_for_its_number_is_named_beside_the_bar():
     record = example_record()
     record.student = dataclasses.replace(record.student, embedding_parameters=7_919)
-    [panel] = _draw_parameters(record, "t").axes
+    [panel] = drawn("parameters", record).axes
     assert any("embeddings 7,919" in text.get_text() for text in panel.texts)
 
 
@@ -170,7 +170,7 @@ def test_kept_and_cut_ranks_meet_at_the_cut(first):
     ranks = list(range(first, first + 211))
     record = example_record(count_ranks=ranks, counts_sorted=[211 - rank for rank in range(211)])
     record.vocab = dataclasses.replace(record.vocab, original_size=223, size=101)
-    [panel] = _draw_long_tail(record, "t").axes
+    [panel] = drawn("long_tail", record).axes
     kept, removed, cut = panel.lines
     assert kept.get_xdata().tolist() == list(range(1, 102)) and removed.get_xdata().tolist() == list(range(101, 212))
     assert kept.get_ydata().tolist() == list(range(211, 110, -1)) and cut.get_xdata()[0] == 101
@@ -259,7 +259,7 @@ def test_without_counts_there_is_no_long_tail(tmp_path):
 def test_no_two_texts_of_the_kl_plot_overlap(levels):
     record = example_record()
     record.stages[0].kl = [levels[0], *[sum(levels) / 2] * 4, levels[1]]
-    figure = _draw_kl(record, plot_titles(record)["kl_over_steps"])
+    figure = drawn("kl_over_steps", record, plot_titles(record)["kl_over_steps"])
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for panel in figure.axes for text in (*panel.texts, panel._left_title, panel.xaxis.label)]
     boxes.append(figure._suptitle.get_window_extent())
@@ -292,7 +292,7 @@ def test_missing_matplotlib_is_named_with_the_remedy(tmp_path, monkeypatch):
 
 def test_the_bars_of_tasks_are_their_scores(tmp_path):
     record = example_record(task=None, tasks=TASK_LIST)
-    [panel] = _draw_tasks(record, "t").axes
+    [panel] = drawn("tasks", record).axes
     widths = [bar.get_width() for bar in panel.patches]
     assert widths == pytest.approx([100 * score for task in TASK_LIST for score in (task.teacher, task.student)])
     assert panel.get_xlim()[0] < -2, "a negative correlation is seen"
@@ -308,7 +308,7 @@ def test_the_bars_of_tasks_are_their_scores(tmp_path):
 
 
 def test_figures_beside_bars_are_not_crossed_by_the_line():
-    [panel] = _draw_tasks(example_record(task=None, tasks=TASK_LIST), "t").axes
+    [panel] = drawn("tasks", example_record(task=None, tasks=TASK_LIST)).axes
     texts = {text.get_text(): text.get_position()[0] for text in panel.texts}
     assert texts["61.0"] > 63.5 and texts["62.0"] > 63.5 and texts["71.2"] == pytest.approx(72.2)
 
@@ -316,3 +316,121 @@ def test_figures_beside_bars_are_not_crossed_by_the_line():
 def test_a_teacher_that_gains_nothing_is_said_so():
     record = example_record(task=None, tasks=TASK_LIST[3:])
     assert plot_titles(record)["tasks"] == "The teacher gains nothing over the commonest answer on wsc"
+
+
+CURVE = [(0, 4.0), (50, 1.0), (100, 2.0)]
+
+
+def svg_points(svg: str, color: str) -> list[tuple[float, float]]:
+    """Ends of the line of that colour, in points from the upper left corner."""
+    [path] = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: none; stroke: {color.lower()}', svg)
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)]
+
+
+def ticks(axis: Any) -> list[str]:
+    low, high = sorted(axis.get_view_interval())
+    return [
+        label.get_text() for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True) if low <= place <= high
+    ]
+
+
+def test_a_curve_is_where_its_numbers_are():
+    plot = curve_plot("kl", "KL", CURVE, BLUE, False)
+    [panel] = plot.draw("").axes
+    assert panel.lines[0].get_xydata().tolist() == [[0, 4.0], [50, 1.0], [100, 2.0]]
+    assert ticks(panel.yaxis) == ["0", "1", "2", "3", "4"] and ticks(panel.xaxis) == ["0", "20", "40", "60", "80", "100"]
+    assert [text.get_text() for text in panel.texts] == ["2"] and panel.get_ylim()[0] == 0
+    assert plot.table == [("step", "KL"), *CURVE]
+    (x0, y0), (x1, y1), (x2, y2) = svg_points(plot.svg("a"), BLUE)
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 2) and (y1 - y0) / (y2 - y0) == pytest.approx(3 / 2)
+    assert y0 < y2 < y1, "up is more"
+    [panel] = curve_plot("agreement", "same", [(0, 0.25), (9, 0.5)], BLUE, True).draw("").axes
+    assert ticks(panel.yaxis) == ["0%", "10%", "20%", "30%", "40%", "50%"] and panel.texts[0].get_text() == "50.0%"
+
+
+@pytest.mark.parametrize(
+    "points", [[(5, 2.0)], [(0, 0.0), (1, 0.0)], [(0, -3.0), (7, -1.0)], [(0, 1e-9), (1, 2e-9)], [(0, 1.0), (10**6, 1e5)]]
+)
+@pytest.mark.parametrize("is_share", [False, True])
+def test_odd_curves_stay_in_their_frame(points, is_share):
+    figure = curve_plot("loss", "loss", points, BLUE, is_share).draw("")
+    figure.draw_without_rendering()
+    [panel] = figure.axes
+    for part, axis in enumerate((panel.xaxis, panel.yaxis)):
+        low, high = axis.get_view_interval()
+        assert all(low <= point[part] <= high for point in points)
+        assert len(set(ticks(axis))) == len(ticks(axis)) >= 2
+    boxes = [text.get_window_extent() for text in (*panel.texts, panel.xaxis.label)]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
+def test_a_long_curve_is_thinned_in_the_picture_only():
+    points = [(step, 1.0 + step % 7) for step in range(10_000)]
+    plot = curve_plot("loss", "loss", points, BLUE, False)
+    xs = plot.draw("").axes[0].lines[0].get_xdata()
+    assert len(xs) == MAX_POINTS and xs[0] == 0 and xs[-1] == 9_999 and len(plot.table) == 10_001
+    assert evenly(range(100), 4) == [0, 33, 66, 99] and evenly([1, 2], 4) == [1, 2]
+
+
+def test_the_rank_of_a_token_is_on_a_logarithm_in_the_svg_too():
+    record = example_record(count_ranks=[1, 10, 100, 1000], counts_sorted=[1000, 100, 10, 1])
+    record.vocab = dataclasses.replace(record.vocab, original_size=10_000, size=10_000)
+    points = svg_points(run_plots(record)["long_tail"].svg("a"), BLUE)
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(points[:-1], points[1:], strict=True)]
+    assert len(steps) == 3 and steps[0][0] > 0 < steps[0][1], "rarer is to the right and below"
+    assert all(step == pytest.approx(steps[0], abs=0.01) for step in steps)
+
+
+def hostile_tasks() -> list[TaskScores]:
+    names = ["<script>alert(1)</script>", "a $x^2$ b $y", "two\nlines & more", '"quoted" --> ]]>', "a" * 300, "$\\frac{1}$"]
+    return [TaskScores(name, "accuracy", 7, teacher=0.7, student=0.6, majority=0.5, agreement=0.9) for name in names]
+
+
+def test_hostile_names_are_drawn_as_they_are(tmp_path):
+    tasks = hostile_tasks()
+    svg = task_plot(tasks, '<b>"title" & more</b>').svg("a")
+    assert not re.search(r"<script|alert|<b>|<!--|-->|<text", svg) and svg.count("<svg") == svg.count("</svg>") == 1
+    assert 'aria-label="Scores. &lt;b&gt;&quot;title&quot; &amp; more&lt;/b&gt;"' in svg
+    figures = []
+
+    def draw(title: str) -> Figure:
+        figures.append(task_plot(tasks, title).draw(title))
+        return figures[0]
+
+    Plot("tasks", "Scores", "a $x^2$ $", draw, [("task",)]).save(tmp_path / "tasks.png")
+    labels = figures[0].axes[0].get_yticklabels()
+    assert not any(text.get_parse_math() for text in (*labels, figures[0]._suptitle))
+    names = [label.get_text().removesuffix("\naccuracy") for label in labels]
+    assert names[:4] == ["<script>alert(1)</script>", "a $x^2$ b $y", "two lines & more", '"quoted" --> ]]>']
+    assert len(names[4]) == 32 and names[5] == "$\\frac{1}$"
+
+
+@pytest.mark.parametrize("name", ["long_tail", "parameters", "size_speed_score", "kl_over_steps", "tasks"])
+def test_an_svg_is_for_one_page_with_others(name):
+    plot = run_plots(example_record())[name]
+    one, other = plot.svg("one"), plot.svg("other")
+    assert one == plot.svg("one") and re.sub(r"\bother-", "one-", other) == one
+    assert re.match(r'<svg role="img" aria-label="[^"]+" width="[\d.]+" height="[\d.]+" viewBox="0 0 [\d.]+ [\d.]+"><g ', one)
+    ids, used = re.findall(r' id="([^"]*)"', one), re.findall(r'(?:href="|url\()#([^")]*)', one)
+    assert len(ids) == len(set(ids)) and set(used) <= set(ids) and all(part.startswith("one-") for part in ids)
+    assert not re.search(r"https?:|xlink|<style|<metadata|<text|<image|<!", one)
+    assert "fill: #ffffff" in one.split("</g>")[0], "an opaque page, for dark ones"
+
+
+@pytest.mark.parametrize("scores", [(1.0, 1.0), (0.99, 0.2), (0.0, 0.0), (-0.05, -0.5), (0.003, 0.002), (0.41, -0.02)])
+def test_no_circle_reaches_the_title_or_leaves_the_picture(scores):
+    record = example_record()
+    record.task = dataclasses.replace(record.task, teacher=scores[0], student=scores[1])
+    figure = drawn("size_speed_score", record, plot_titles(record)["size_speed_score"])
+    figure.draw_without_rendering()
+    [panel] = figure.axes
+    title = figure._suptitle.get_window_extent()
+    for circle in panel.collections:
+        x, y = panel.transData.transform(circle.get_offsets()[0])
+        radius = math.sqrt(circle.get_sizes()[0]) / 2 * figure.dpi / 72
+        assert y + radius < title.y0 and y - radius > 0 and x - radius > 0 and x + radius < figure.bbox.x1
+
+
+def test_numbers_are_short():
+    values = (0, 0.25, 1500, 20_000, 3_000_000, 2.5e9, -0.5)
+    assert [short(value) for value in values] == ["0", "0.25", "1,500", "20k", "3M", "2.5B", "-0.5"]
