@@ -17,6 +17,7 @@ from hf_glmd import TeacherCache, VocabMap, VocabShrinker
 from hf_glmd.cli import main, run_recipe_command
 from hf_glmd.errors import UsageError
 from hf_glmd.models.loading import load_word_model
+from hf_glmd.shrinking import command
 from hf_glmd.utils.files import SUMS, check_sums, locked, read_json, replaced, write_sums, written_whole
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
