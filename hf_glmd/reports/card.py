@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_glmd.errors import UsageError, nearest
 from hf_glmd.utils.remote_code import trust_remote_code
-from hf_glmd.utils.text import code_span, markdown_table, markdown_text
+from hf_glmd.utils.text import code_span, duration, markdown_table, markdown_text, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ["glmd", "distillation", "vocabulary-compression"]
@@ -50,7 +50,6 @@ REMOVED = {
     "unk": "At the input each removed token becomes the unknown token, so what it said is lost.",
 }
 
-REMOVED_EXAMPLES_SHOWN = 20
 SCRIPTS_SHOWN = 12
 LARGE_SCRIPT = 10
 """Tokens: a script with fewer of them in the original vocabulary is of no language that it was made for."""
@@ -97,12 +96,13 @@ class SourceCard:
 
 @dataclass
 class Card:
-    """The parts of a card, in their order; empty ones are left out.
+    """What a card is filled with. Parts that are empty are left out.
 
     Attributes:
+        template: of the folder `templates`; it has the sentences.
         name: of the model.
         pipeline_tag: one of `AUTO_CLASSES`; None: there is a tokenizer only.
-        summary: one paragraph.
+        facts: what else the template names.
         source: what the original model's card says.
         base_model: the original model's Hub name. A local folder is left out: the Hub would take it for somebody's repository.
         base_model_relation: one of `BASE_MODEL_RELATIONS`.
@@ -112,20 +112,18 @@ class Card:
         example: text of the usage code; `{mask}` stands for the mask token.
         task_columns: what the task in cloze_task.json reads, for `ClozeClassifier`; empty: there is no such file.
         removed: what happens to removed tokens, a key of `REMOVED`; it decides on the tokenizer's class.
-        table_title, table, table_note: the original model beside this one.
+        table_title, table: the original model beside this one.
         plots: Markdown images.
         stages: a table.
-        how: paragraphs.
         command: how it was made.
-        cut: paragraphs.
-        limits: list items.
         library: what loads it, as the Hub spells it.
         sentence_encoder: it is a repository of sentence-transformers, and used as such.
     """
 
+    template: str
     name: str
     pipeline_tag: str | None
-    summary: str
+    facts: Mapping[str, Any]
     source: SourceCard = field(default_factory=SourceCard)
     base_model: str | None = None
     base_model_relation: str = "finetune"
@@ -138,13 +136,9 @@ class Card:
     removed: str = "resegment"
     table_title: str = ""
     table: str = ""
-    table_note: str = ""
     plots: Sequence[str] = ()
     stages: str = ""
-    how: Sequence[str] = ()
     command: str = ""
-    cut: Sequence[str] = ()
-    limits: Sequence[str] = ()
     library: str = "transformers"
     sentence_encoder: bool = False
 
@@ -153,7 +147,7 @@ class Card:
 
         Raises: UsageError, a value is not one of those named.
         """
-        from huggingface_hub import ModelCard, ModelCardData
+        from huggingface_hub import ModelCardData
 
         if self.pipeline_tag is not None:
             _check("pipeline_tag", self.pipeline_tag, AUTO_CLASSES)
@@ -174,9 +168,9 @@ class Card:
             metrics=list(dict.fromkeys(one.metric_type for one in self.eval_results)) or None,
             eval_results=list(self.eval_results) or None,
         )
-        card = ModelCard.from_template(
+        card = rendered(
+            self.template,
             metadata,
-            template_path=str(TEMPLATES / "model_card.md"),
             card=self,
             name=markdown_text(self.name),
             load_from=json.dumps(self.load_from or self.name, ensure_ascii=False),
@@ -186,10 +180,10 @@ class Card:
             own_code=trust_remote_code(),
             task_columns=", ".join(f"`{column}`" for column in self.task_columns),
             task_example=_task_example(self.task_columns),
-            limits=[*self.limits, self._licence()],
-            paper_url=PAPER_URL,
+            licence=self._licence(),
+            **self.facts,
         )
-        return without_token(tidy(str(card)).replace(str(Path.home()), "~"))
+        return without_token(card.replace(str(Path.home()), "~"))
 
     def _licence(self) -> str:
         given = self.source
@@ -210,52 +204,37 @@ def _task_example(columns: Sequence[str]) -> str:
     return json.dumps(values if len(values) > 1 else "...", ensure_ascii=False)
 
 
-def cut_paragraphs(
-    *,
-    original_size: int,
-    size: int,
-    coverage: float,
-    length_ratio: float,
-    removed: str,
-    removed_examples: Sequence[str] = (),
-    scripts: Sequence[Mapping[str, Any]] = (),
-    characters_lost: int = 0,
-    scripts_lost: Sequence[str] = (),
-) -> list[str]:
-    """What was cut, in words: sizes, coverage, length, the commonest removed tokens, the scripts that lost most.
+def rendered(template: str, metadata: Any, **facts: Any) -> str:
+    """A card from a template. `metadata`: a `huggingface_hub.CardData`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    Args:
-        scripts: of each writing system `script`, `tokens` before and `kept`; the largest first.
-    """
-    from hf_glmd.utils.text import percent
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined)
+    environment.filters |= {
+        "code": code_span,
+        "duration": duration,
+        "markdown": markdown_text,
+        "number": "{:,}".format,
+        "percent": percent,
+        "versions": versions_in_words,
+    }
+    words = {"paper_url": PAPER_URL, "kinds": KINDS, "removed": REMOVED}
+    functions = {"large_scripts": _large_scripts, "script_table": _script_table}
+    return tidy(environment.get_template(template).render(card_data=metadata.to_yaml(), **words, **functions, **facts))
 
-    if size == original_size:
-        return []
-    paragraphs = [
-        f"Of {original_size:,} tokens, {size:,} stayed. They make up {percent(coverage)} of the tokens counted in the corpus. "
-        f"A text now takes {length_ratio:.3f} times as many tokens. {REMOVED[removed]}"
+
+def _large_scripts(scripts: Sequence[Any]) -> list[dict[str, Any]]:
+    """Those that a language is written in; each with `script`, `tokens` before and `kept`."""
+    found = [one if isinstance(one, dict) else vars(one) for one in scripts]
+    return [one for one in found if one["tokens"] >= LARGE_SCRIPT and one["script"] != NO_SCRIPT]
+
+
+def _script_table(scripts: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (one["script"], f"{one['tokens']:,}", f"{one['kept']:,}", f"{one['kept'] / one['tokens']:.0%}")
+        for one in scripts
+        if one["kept"]
     ]
-    if characters_lost:
-        where = f" (of the scripts {', '.join(scripts_lost[:SCRIPTS_SHOWN])})" if scripts_lost else ""
-        paragraphs.append(
-            f"{characters_lost:,} characters that the original spells{where} were not in the counted text and become the unknown "
-            "token here. alphabet='all' (--alphabet all) keeps them."
-        )
-    large = [one for one in scripts if one["tokens"] >= LARGE_SCRIPT and one["script"] != NO_SCRIPT]
-    if len(large) > 1:
-        rows = [
-            (one["script"], f"{one['tokens']:,}", f"{one['kept']:,}", f"{one['kept'] / one['tokens']:.0%}")
-            for one in large
-            if one["kept"]
-        ]
-        header = ["tokens with letters of", "before", "kept", "share"]
-        paragraphs.append(markdown_table(rows[:SCRIPTS_SHOWN], header, "lrrr"))
-        if lost := [one["script"] for one in large if not one["kept"]]:
-            paragraphs.append(f"No token of these scripts is left: {', '.join(lost)}.")
-    if removed_examples:
-        shown = ", ".join(code_span(token) for token in removed_examples[:REMOVED_EXAMPLES_SHOWN])
-        paragraphs.append(f"The commonest tokens that were cut: {shown}.")
-    return paragraphs
+    return markdown_table(rows[:SCRIPTS_SHOWN], ["tokens with letters of", "before", "kept", "share"], "lrrr")
 
 
 def versions_in_words(versions: Mapping[str, str]) -> str:

@@ -9,18 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_glmd.reports.card import (
-    PAPER_URL,
-    TAGS,
-    TEMPLATES,
-    Card,
-    SourceCard,
-    cut_paragraphs,
-    display_name,
-    is_hub_name,
-    tidy,
-    versions_in_words,
-)
+from hf_glmd.reports.card import TAGS, Card, SourceCard, display_name, is_hub_name, rendered
 from hf_glmd.reports.plots import plot_titles
 from hf_glmd.reports.records import ModelFacts, RunRecord, StageRecord, TaskScores, retained_share
 from hf_glmd.utils.text import duration, markdown_table, markdown_text, one_line, percent
@@ -140,41 +129,16 @@ def render_card(
         task_columns: what the task reads that lies beside the model, for `ClozeClassifier`.
     Raises: UsageError, a value is not one of those named.
     """
-    teacher, vocab, corpus = display_name(record.teacher.name), record.vocab, markdown_text(record.corpus)
-    linked = is_hub_name(base_model) if base_model is not None else False
-    named = f"[{markdown_text(teacher)}](https://huggingface.co/{base_model})" if linked else markdown_text(teacher)
+    teacher, vocab = markdown_text(display_name(record.teacher.name)), record.vocab
     rows = [[markdown_text(cell) for cell in row] for row in comparison_rows(record)]
-    table = markdown_table(rows, ["", f"teacher {markdown_text(teacher)}", "this model"])
-    if record.tasks:
-        table += f"\n\n{task_table(record.tasks)}"
-    hardware = markdown_text(record.hardware)
-    how = [
-        f"Corpus: {corpus}. Longest input: {record.max_tokens:,} tokens. The run took {duration(record.seconds)} on {hardware}, "
-        f"with {versions_in_words(record.versions)}."
-    ]
-    if any(stage.objective == "gold_labels" for stage in record.stages):
-        how.insert(0, "Gold labels train the teacher only; the student sees the teacher's answers.")
-    limits = [
-        f"Trained and measured on {corpus} only. Text of another kind has more words that were cut, takes more tokens and is "
-        "predicted worse; measure on yours.",
-        f"Inputs longer than {record.max_tokens:,} tokens were not part of training.",
-        "The figures are of one run; another seed gives slightly different ones.",
-        "What the teacher has learned wrongly, biases included, the student copies.",
-    ]
-    if record.task:
-        limits.insert(
-            3,
-            f"The last stages fit the model to the task {markdown_text(record.task.name)}, and its word predictions follow the "
-            "tuned teacher there.",
-        )
-    if record.tasks:
-        limits.insert(3, "The tasks were scored with one student each, further trained on it; this one has read plain text only.")
+    table = markdown_table(rows, ["", f"teacher {teacher}", "this model"])
+    linked = base_model is not None and is_hub_name(base_model)
+    facts = {"run": record, "vocab": vocab, "teacher": f"[{teacher}](https://huggingface.co/{base_model})" if linked else teacher}
     return Card(
+        template="run_card.md",
         name=display_name(record.name),
         pipeline_tag=pipeline_tag,
-        summary=f"A {record.kind} with {record.student.layers} layers and {record.student.vocabulary:,} tokens, "
-        f"distilled from {named} ({record.teacher.layers} layers, {record.teacher.vocabulary:,} tokens) by [GLMD]({PAPER_URL}): "
-        "taught by its predictions alone, without its hidden states and without gold labels.",
+        facts=facts,
         source=source or SourceCard(),
         base_model=base_model,
         base_model_relation=base_model_relation,
@@ -186,25 +150,10 @@ def render_card(
         task_columns=task_columns,
         removed=vocab.removed,
         table_title="Beside its teacher",
-        table=table,
-        table_note=f"Speed: forward passes on {hardware}. {record.words_scored.capitalize()} words: "
-        f"{record.words_final.positions:,} positions of held-out text, both models choosing among the student's tokens. "
-        "KL(teacher || student) at temperature 1, in nats per position, to the teacher before any task training. Percentages in "
-        "brackets are of the teacher's value.",
+        table=f"{table}\n\n{task_table(record.tasks)}" if record.tasks else table,
         plots=[] if plots_dir is None else _plot_links(record, plots_dir),
         stages=stage_table(record.stages),
-        how=how,
         command=record.command,
-        cut=cut_paragraphs(
-            original_size=vocab.original_size,
-            size=vocab.size,
-            coverage=vocab.coverage,
-            length_ratio=vocab.length_ratio,
-            removed=vocab.removed,
-            removed_examples=vocab.removed_examples,
-            scripts=vocab.scripts,
-        ),
-        limits=limits,
     ).render()
 
 
@@ -229,18 +178,9 @@ def render_teacher_card(
         corpus_texts: docstrings trained on.
         folder: what the usage code loads.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     name = Path(folder).name
-    score = EvalResult(
-        task_type="fill-mask",
-        dataset_type="docstrings",
-        dataset_name="docstrings of installed libraries",
-        dataset_split="test",
-        metric_type="accuracy",
-        metric_name="masked-word accuracy",
-        metric_value=round(accuracy, 4),
-    )
     metadata = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -249,7 +189,7 @@ def render_teacher_card(
         license="apache-2.0",
         language=["en"],
         metrics=["accuracy"],
-        eval_results=[score],
+        eval_results=[_docstring_score(accuracy)],
     )
     training = [
         ("parameters", f"{parameters:,}"),
@@ -261,19 +201,32 @@ def render_teacher_card(
         ("time", f"{minutes:g} min on 2 CPU cores"),
         ("optimizers", f"Muon (matrices, lr {args['lr']:g}) and AdamW (all else, lr {args['embedding_lr']:g})"),
     ]
-    card = ModelCard.from_template(
+    return rendered(
+        "teacher_card.md",
         metadata,
-        template_path=str(TEMPLATES / "teacher_card.md"),
         name=name,
         folder=json.dumps(folder, ensure_ascii=False),
         training=markdown_table(training, ["", "value"]),
         scores=markdown_table(
             [("masked-word accuracy, test split", percent(accuracy), f"{positions:,}")], ["", "score", "n"], "lrr"
         ),
-        versions=versions_in_words(versions),
+        library_versions=versions,
         block_size=args["block_size"],
     )
-    return tidy(str(card))
+
+
+def _docstring_score(accuracy: float) -> EvalResult:
+    from huggingface_hub import EvalResult
+
+    return EvalResult(
+        task_type="fill-mask",
+        dataset_type="docstrings",
+        dataset_name="docstrings of installed libraries",
+        dataset_split="test",
+        metric_type="accuracy",
+        metric_name="masked-word accuracy",
+        metric_value=round(accuracy, 4),
+    )
 
 
 def _count_row(label: str, teacher: int, student: int) -> tuple[str, str, str]:

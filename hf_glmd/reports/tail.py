@@ -15,6 +15,7 @@ from hf_glmd.reports.vocab_report import VocabReport
 from hf_glmd.utils.text import percent
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -104,34 +105,11 @@ def draw_long_tail(
     panel.set_yscale("log")
     panel.set_xlim(1, vocab.original_size)
     panel.set_ylim(lowest, top)
+    if rarer_kept:
+        marked = [(rank, max(count, lowest)) for rank, count in rarer_kept]
+        panel.scatter(*columns(marked), s=14, color=BLUE, linewidth=0, zorder=3, clip_on=False)
     if cut < vocab.original_size:
-        lines = [
-            (f"{vocab.size:,} of {vocab.original_size:,} tokens kept", ORANGE),
-            (f"they cover {percent(vocab.coverage)} of the text", "#004B78"),
-            (f"removed: {percent(1 - vocab.coverage)}", "#5A5A5A"),
-            (f"tokens per text: × {vocab.length_ratio:.3f}", INK),
-        ]
-        if n_rarer_kept:
-            lines.append((f"• {n_rarer_kept:,} rarer tokens kept", BLUE))
-            marked = [(rank, max(count, lowest)) for rank, count in rarer_kept]
-            panel.scatter(*columns(marked), s=14, color=BLUE, linewidth=0, zorder=3, clip_on=False)
-        place = math.log(max(cut, 1)) / math.log(vocab.original_size)
-        beside_cut = place > 0.9  # farther left the curve would be in the way; the text is then at the right edge
-        ends_below_text = 0.55 < place <= 0.9
-        panel.axvline(cut, ymax=0.54 if ends_below_text else 1, color=ORANGE, linewidth=1.8, linestyle=(0, (5, 2)))
-        for number, (text, color) in enumerate(lines):
-            panel.annotate(
-                text,
-                (cut, 0.97) if beside_cut else (1, 0.97),
-                xycoords=("data" if beside_cut else "axes fraction", "axes fraction"),
-                xytext=(-8 if beside_cut else 0, -17 * number),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                color=INKS.get(color, color),
-                fontsize=10.5,
-                fontweight="bold",
-            )
+        _draw_cut(panel, vocab, cut, n_rarer_kept)
     panel.set_xlabel("rank of the token, commonest first (logarithmic)", color=INK, fontsize=10)
     panel.set_ylabel("times counted (logarithmic)", color=INK, fontsize=10)
     plain_numbers(panel.xaxis)
@@ -139,3 +117,32 @@ def draw_long_tail(
     panel.grid(True, axis="y", color="#EEEEEE", linewidth=0.8)
     panel.set_axisbelow(True)
     return figure
+
+
+def _draw_cut(panel: Axes, vocab: VocabFacts | VocabReport, cut: int, n_rarer_kept: int) -> None:
+    """An upright line, and beside it, or at the right edge, what was kept."""
+    lines = [
+        (f"{vocab.size:,} of {vocab.original_size:,} tokens kept", ORANGE),
+        (f"they cover {percent(vocab.coverage)} of the text", "#004B78"),
+        (f"removed: {percent(1 - vocab.coverage)}", "#5A5A5A"),
+        (f"tokens per text: × {vocab.length_ratio:.3f}", INK),
+    ]
+    if n_rarer_kept:
+        lines.append((f"• {n_rarer_kept:,} rarer tokens kept", BLUE))
+    place = math.log(max(cut, 1)) / math.log(vocab.original_size)
+    beside_cut = place > 0.9  # farther left the curve would be in the way; the text is then at the right edge
+    ends_below_text = 0.55 < place <= 0.9
+    panel.axvline(cut, ymax=0.54 if ends_below_text else 1, color=ORANGE, linewidth=1.8, linestyle=(0, (5, 2)))
+    for number, (text, color) in enumerate(lines):
+        panel.annotate(
+            text,
+            (cut, 0.97) if beside_cut else (1, 0.97),
+            xycoords=("data" if beside_cut else "axes fraction", "axes fraction"),
+            xytext=(-8 if beside_cut else 0, -17 * number),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=INKS.get(color, color),
+            fontsize=10.5,
+            fontweight="bold",
+        )

@@ -11,18 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_glmd.reports.card import (
-    KINDS,
-    PAPER_URL,
-    REMOVED,
-    TAGS,
-    Card,
-    SourceCard,
-    display_name,
-    is_hub_name,
-    versions_in_words,
-    without_token,
-)
+from hf_glmd.reports.card import TAGS, Card, SourceCard, display_name, is_hub_name, without_token
 from hf_glmd.utils.system import hardware, versions
 from hf_glmd.utils.text import markdown_table, markdown_text
 
@@ -87,11 +76,26 @@ def training_card(trainer: Any, load_from: str, **said: Any) -> str:
     )
     cut = vocab_map is not None and vocab_map.size < vocab_map.original_size
     tags = [*(TAGS if cut else TAGS[:2]), *(getattr(trainer.model, "model_tags", None) or []), *_many(said.get("tags"))]
+    scores = _last_scores(trainer)
+    facts = {
+        "args": args,
+        "state": trainer.state,
+        "student": student,
+        "teachers": linked,
+        "vocab": vocab_map,
+        "objectives": OBJECTIVES,
+        "scores": scores,
+        "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "minutes": None if trainer.began is None else (time.monotonic() - trainer.began) / 60,
+        "data": [*_many(said.get("dataset")), *_many(said.get("dataset_args"))] if said.get("dataset") else [],
+        "hardware": hardware(),
+        "library_versions": versions("hf_glmd", "torch", "transformers", "accelerate", "datasets", "tokenizers"),
+    }
     return Card(
+        template="training_card.md",
         name=said.get("model_name") or Path(args.output_dir).absolute().name,
         pipeline_tag=pipeline_tag,
-        summary=f"A {KINDS.get(pipeline_tag, 'language model')} with {student.vocabulary:,} tokens, distilled from "
-        f"{' and '.join(linked) or 'its teacher'} by {_taught(args)}.",
+        facts=facts,
         source=source,
         base_model=base_model,
         tags=tags,
@@ -101,25 +105,8 @@ def training_card(trainer: Any, load_from: str, **said: Any) -> str:
         load_from=load_from,
         removed=vocab_map.removed if vocab_map is not None else "resegment",
         table_title="Beside its teacher",
-        table=markdown_table(_rows(student, teachers, _last_scores(trainer)), ["", "teacher", "this model"], "lrr"),
-        table_note=_note(_last_scores(trainer)),
-        how=[
-            _stage_in_words(trainer),
-            *(
-                [f"Data: {markdown_text(', '.join([*_many(said.get('dataset')), *_many(said.get('dataset_args'))]))}."]
-                if said.get("dataset")
-                else []
-            ),
-            f"On {markdown_text(hardware())}, with "
-            f"{versions_in_words(versions('hf_glmd', 'torch', 'transformers', 'accelerate', 'datasets', 'tokenizers'))}.",
-        ],
+        table=markdown_table(_rows(student, teachers, scores), ["", "teacher", "this model"], "lrr"),
         command=without_token(_command(), args.hub_token),
-        cut=[f"Of {vocab_map.original_size:,} tokens, {vocab_map.size:,} stayed. {REMOVED[vocab_map.removed]}"] if cut else [],
-        limits=[
-            "Text of another kind than what it was trained on is predicted worse; measure on yours.",
-            "The figures are of one run; another seed gives slightly different ones.",
-            "What the teacher has learned wrongly, biases included, the student copies.",
-        ],
     ).render()
 
 
@@ -149,24 +136,6 @@ def _rows(student: Sizes, teachers: Sequence[Sizes], scores: dict[str, float]) -
     return rows
 
 
-def _note(scores: dict[str, float]) -> str:
-    if "cosine" in scores:
-        return "The cosine is the mean over the held-out texts."
-    if not scores:
-        return ""
-    return (
-        "KL(teacher || student) at temperature 1 and agreement are means over the held-out positions, among the student's tokens."
-    )
-
-
-def _taught(args: Any) -> str:
-    if args.objective == "embedding":
-        return f"its embeddings of texts ({args.pooling} pooling), without labels"
-    if args.objective not in OBJECTIVES:  # of a user's own, of which it is unknown what it looks at
-        return f"{markdown_text(args.objective)}, an objective of its maker's own"
-    return f"[GLMD]({PAPER_URL}): taught by its predictions alone, without its hidden states and without gold labels"
-
-
 def _last_scores(trainer: Any) -> dict[str, float]:
     """Of the last evaluation, without the prefix `eval_`; of several evaluation sets the last one."""
     for entry in reversed(trainer.state.log_history):
@@ -193,22 +162,6 @@ def _eval_results(trainer: Any) -> list[Any]:
         for name, title in METRICS.items()
         if name in scores
     ]
-
-
-def _stage_in_words(trainer: Any) -> str:
-    args, state = trainer.args, trainer.state
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    positions = f", {args.positions} positions" if args.objective == "word_prediction" else ""
-    objective = OBJECTIVES.get(args.objective, markdown_text(args.objective))
-    text = (
-        f"Objective: {objective} at temperature {args.temperature:g}{positions}. {state.global_step:,} of "
-        f"{state.max_steps:,} steps of {batch:,} rows, learning rate {args.learning_rate:g}, seed {args.seed}"
-    )
-    if state.num_input_tokens_seen:
-        text += f", {int(state.num_input_tokens_seen):,} tokens read"
-    if trainer.began is not None:
-        text += f", {(time.monotonic() - trainer.began) / 60:.1f} minutes"
-    return f"{text}."
 
 
 def _command() -> str:

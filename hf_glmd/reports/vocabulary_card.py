@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_glmd.reports.card import (
-    KINDS,
-    PAPER_URL,
-    SHRUNK_TAGS,
-    Card,
-    SourceCard,
-    cut_paragraphs,
-    display_name,
-    is_hub_name,
-    versions_in_words,
-)
+from hf_glmd.reports.card import SHRUNK_TAGS, Card, SourceCard, display_name, is_hub_name
 from hf_glmd.reports.ledger import ledger_table
 from hf_glmd.utils.system import versions
 from hf_glmd.utils.text import markdown_table, markdown_text, percent
@@ -54,23 +43,21 @@ def render_vocabulary_card(
         verified: what was compared with the original, in words.
         sentence_encoder: it is a repository of sentence-transformers.
     """
-    called = display_name(original) if original else "another tokenizer"
-    linked = f"[{markdown_text(called)}](https://huggingface.co/{original})"
-    named = linked if original and is_hub_name(original) else markdown_text(called)
-    kind = "A tokenizer" if pipeline_tag is None else f"A {KINDS[pipeline_tag]}"
-    where = f" of {', '.join(markdown_text(display_name(one)) for one in corpora)}" if corpora else ""
-    how = [
-        f"The tokens{where} were counted: {report.counted_tokens:,} tokens in {report.texts:,} texts. The rarest were cut, and "
-        "with them their rows of the embeddings. Nothing was trained: all other weights are those of the original model, and "
-        "text whose tokens were all kept gives the same predictions.",
-        *([markdown_text(verified)] if verified else []),
-        f"Made with {versions_in_words(versions('hf_glmd', 'torch', 'transformers', 'tokenizers'))}.",
-    ]
+    called = markdown_text(display_name(original) if original else "another tokenizer")
+    linked = original and is_hub_name(original)
     return Card(
+        template="vocabulary_card.md",
         name=name,
         pipeline_tag=pipeline_tag,
-        summary=f"{kind} with {report.size:,} of the {report.original_size:,} tokens of {named}: what its corpus hardly uses "
-        f"was cut, by the vocabulary compression of [GLMD]({PAPER_URL}).",
+        facts={
+            "vocab": report,
+            "original": f"[{called}](https://huggingface.co/{original})" if linked else called,
+            "corpora": [markdown_text(display_name(one)) for one in corpora],
+            "verified": verified,
+            "library_versions": versions("hf_glmd", "torch", "transformers", "tokenizers"),
+            "embeddings": embedding_lines(report),
+            "ledger_table": ledger_table,
+        },
         source=source or SourceCard(),
         base_model=original or None,
         tags=SHRUNK_TAGS,
@@ -78,34 +65,10 @@ def render_vocabulary_card(
         example="The {mask} of the list is returned." if pipeline_tag == "fill-mask" else "The end of the list is returned.",
         removed=removed,
         table_title="Beside the original",
-        table=markdown_table(size_rows(report), ["", markdown_text(called), "this model"], "lrr"),
-        table_note=f"Coverage is of the counted text. Lengths are of {min(report.texts, 2_000):,} of its texts. "
-        "Text that was not counted is covered less and takes more tokens"
-        + (", see below." if report.ledger else "; `--held-out` measures how many."),
+        table=markdown_table(size_rows(report), ["", called, "this model"], "lrr"),
         plots=[f"![How often tokens were counted, and where the cut is]({plot})"] if plot else [],
-        how=how,
         command=command,
         sentence_encoder=sentence_encoder,
-        cut=[
-            *embedding_lines(report),
-            *([f"On text that was held out:\n\n{ledger_table(report.ledger)}"] if report.ledger else []),
-            *cut_paragraphs(
-                original_size=report.original_size,
-                size=report.size,
-                coverage=report.coverage,
-                length_ratio=report.length_ratio,
-                removed=removed,
-                removed_examples=report.removed_examples,
-                scripts=dataclasses.asdict(report).get("scripts", []),
-                characters_lost=report.characters_lost,
-                scripts_lost=report.scripts_lost,
-            ),
-        ],
-        limits=[
-            "Text of another kind, or in another language, than what was counted has more words that were cut, takes more tokens "
-            "and is predicted worse; measure on yours.",
-            "Whatever the original model has learned wrongly, biases included, is still there.",
-        ],
     ).render()
 
 
