@@ -225,26 +225,33 @@ def _draw_bubbles(record: RunRecord, title: str) -> Figure:
     figure, [panel] = new_figure(title, 7.2, 4.2)
     largest = max(record.teacher.parameters, record.student.parameters)
     (_, *start), (_, *end) = ((who, speed, 100 * score) for who, speed, score in found.points)
+    speeds, scores = zip(start, end, strict=True)
+    lowest, highest = min(0.0, 1.3 * min(scores)), max(scores)
+    # Two that are near would write on one another; the higher one's text then stands above it, and so does that of one so low
+    # that it would write on the axis. A circle at the top, with its text, stays below the title.
+    near = abs(speeds[1] - speeds[0]) < 0.46 * max(speeds) and abs(scores[1] - scores[0]) < 0.5 * (highest - lowest)
+    top = max(highest + (0.45 if near else 0.18) * (highest - lowest), 0.0) or 1.0
+    above = [near and scores[0] >= scores[1], near and scores[1] > scores[0]]
+    if not near:
+        above = [score - lowest < 0.3 * (top - lowest) for score in scores]
     panel.annotate("", end, start, arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 1.5, "linestyle": (0, (4, 3))})
-    for (who, speed, score), model, color in zip(found.points, (record.teacher, record.student), (BLUE, ORANGE), strict=True):
+    for (who, speed, score), (_, model), color, over in zip(found.points, _models(record), (BLUE, ORANGE), above, strict=True):
         area = LARGEST_BUBBLE * model.parameters / largest
         marker, square = ("o", area) if who == "teacher" else ("D", math.pi / 4 * area)  # a diamond fills its square
         panel.scatter(speed, 100 * score, s=square, color=color, marker=marker, linewidth=0, zorder=3, clip_on=False)
         panel.annotate(
             f"{who}: {100 * score:.1f}%\n{speed:,.0f} tokens/s\n{_millions(model.parameters)} parameters",
             (speed, 100 * score),
-            xytext=(0, -math.sqrt(area) / 2 - 6),
+            xytext=(0, (1 if over else -1) * (math.sqrt(area) / 2 + 6)),
             textcoords="offset points",
             ha="center",
-            va="top",
+            va="bottom" if over else "top",
             color=INKS.get(color, color),
             fontsize=10,
             fontweight="bold",
         )
-    speeds, scores = [point[1] for point in found.points], [100 * point[2] for point in found.points]
-    lowest, highest = min(0.0, 1.3 * min(scores)), max(scores)
     panel.set_xlim(0, 1.28 * max(speeds))
-    panel.set_ylim(lowest, max(highest + 0.18 * (highest - lowest), 1.0))  # a circle at the top stays below the title
+    panel.set_ylim(lowest, top)
     panel.set_xlabel(f"tokens per second, {found.batch_size} rows at once", color=INK, fontsize=10)
     panel.set_ylabel(f"{label_of(found.score_name, 40)} (%)", color=INK, fontsize=10)
     plain_numbers(panel.xaxis, ticks=6)

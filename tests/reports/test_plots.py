@@ -149,6 +149,25 @@ def test_what_is_scored_beside_speed():
     assert speed_and_score(record) is None and "size_speed_score" not in plot_titles(record)
 
 
+NEIGHBOURS = [(20_111.6, 0.81), (21_000.0, 0.80), (19_000.0, 0.60), (30_000.0, 0.99), (43_210.9, 0.02), (20_111.6, 0.81127)]
+
+
+@pytest.mark.parametrize(("speed", "score"), NEIGHBOURS)
+def test_no_text_of_near_bubbles_is_on_another_or_on_the_axis(speed, score):
+    """Beside a teacher of 20,112 tokens/s and 81.3%."""
+    record = example_record()
+    record.student.tokens_per_second = {32: speed}
+    record.task = dataclasses.replace(record.task, student=score)
+    figure = drawn("size_speed_score", record, plot_titles(record)["size_speed_score"])
+    figure.draw_without_rendering()
+    [panel] = figure.axes
+    boxes = [text.get_window_extent() for text in (*panel.texts, *panel.get_xticklabels(), figure._suptitle) if text.get_text()]
+    assert not [(a, b) for number, a in enumerate(boxes) for b in boxes[:number] if a.overlaps(b)]
+    for box, circle in zip(boxes[:2], reversed(panel.collections), strict=True):
+        [place], radius = panel.transData.transform(circle.get_offsets()), math.sqrt(circle.get_sizes()[0]) / 2 * figure.dpi / 72
+        assert not box.overlaps(box.from_extents(*(place - radius), *(place + radius))), "nor on the other's circle"
+
+
 def test_no_text_of_the_bubbles_leaves_the_picture_or_overlaps():
     for changes in ({}, {"task": None}, {"task": None, "tasks": TASK_LIST}):
         figure = drawn("size_speed_score", example_record(**changes))
