@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import vocab_helpers
 import yaml
+
+from hf_glmd.training.checkpoints import last_complete_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "recipes" / "glmd.py"
@@ -81,6 +84,17 @@ def launch(recipe: Path, *options: str, processes: int = 1, wait: bool = True) -
         kill(process)
         raise
     return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def killed_after_a_checkpoint(recipe: Path) -> None:
+    """Runs a recipe, and kills it as soon as its general stage has written a checkpoint."""
+    process = launch(recipe, wait=False)
+    checkpoints = recipe.parent / "out" / "stages" / "general" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while last_complete_checkpoint(checkpoints) is None:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.02)
+    kill(process)
 
 
 def kill(process: subprocess.Popen) -> None:

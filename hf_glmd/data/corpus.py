@@ -14,6 +14,9 @@ from hf_glmd.errors import UsageError
 HELD_OUT_ROWS = 2000
 """At most that many rows are held out for validation, and as many for test, when a source has no such split."""
 
+STREAM_HELD_OUT, STREAM_BUFFER = 1_000, 10_000
+"""Texts of a stream for validation, and as many for test; and among how many the next text is drawn."""
+
 
 def load_corpus(name: str, config: str | None = None, seed: int = 0, column: str | None = None) -> datasets.DatasetDict:
     """Loads a corpus and sees to it that it has the splits `train`, `validation` and `test`.
@@ -34,10 +37,6 @@ def load_corpus(name: str, config: str | None = None, seed: int = 0, column: str
             f"corpus '{name}' is empty: its splits are { ({s: len(p) for s, p in found.items()}) }. Give one with texts."
         )
     return datasets.DatasetDict({split: _named_labels(part) for split, part in _with_all_splits(found, seed).items()})
-
-
-STREAM_HELD_OUT, STREAM_BUFFER = 1_000, 10_000
-"""Texts of a stream for validation, and as many for test; and among how many the next text is drawn."""
 
 
 def stream_corpus(

@@ -313,10 +313,16 @@ class Recipe:
                 raise UsageError(f"{where}.name is missing. {TaskSection.__dataclass_fields__['name'].metadata['help']}")
             if self.tasks is not None and not re.fullmatch(r"[\w-][\w.-]*", section.name):
                 raise UsageError(f"{where}.name='{section.name}' cannot name a folder. Use letters, digits, - and _.")
+            if self.tasks is not None and section.name.lower() in _TAKEN:
+                raise UsageError(f"{where}.name='{section.name}' is the name of a folder of the run itself. Use another one.")
             # Folders of some file systems do not tell capitals apart.
             if sum(other.name.lower() == section.name.lower() for other in sections) > 1:
                 raise UsageError(f"two tasks are called '{section.name}'. Give each a name of its own.")
         return sections
+
+
+_TAKEN = ("student", "forecast", "general")
+"""Folders of a run's steps, beside those of its tasks."""
 
 
 def _check_stage(options: dict[str, Any], stage: str, where: str) -> None:

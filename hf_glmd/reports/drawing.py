@@ -118,6 +118,10 @@ def _as_text(cell: object) -> object:
 
 def save(figure: Figure, table: Sequence[Sequence], image: Path) -> list[Path]:
     """Returns: the image and, beside it, the CSV."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a name with two $ in it is no formula
     # On an opaque page with a thin edge: a card is shown on white and on black, and dark text needs a light page.
     figure.patch.set(edgecolor=PALE_GREY, linewidth=2)
     undated = {"Software": None} if image.suffix == ".png" else {"Date": None}

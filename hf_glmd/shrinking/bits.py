@@ -27,7 +27,6 @@ WORDS = 4
 LOGITS = 2**25
 """At a time, at most; of one row as many as it has."""
 
-
 SMALL = 10**9
 """Weights of a model that is computed in fp32 where its own numbers would be slow."""
 
@@ -81,8 +80,9 @@ def compare_bits(
     for number, text in enumerate(texts):
         text = text[:TEXT_CHARACTERS]
         encoded = [tokenizer(text, truncation=False, verbose=False) for tokenizer in tokenizers]
+        # Shorter than the models can read, for a causal one may be given a token for the beginning.
         is_read = [
-            1 < len(one["input_ids"]) <= length and tokenizer.unk_token_id not in one["input_ids"]
+            1 < len(one["input_ids"]) < length and tokenizer.unk_token_id not in one["input_ids"]
             for one, tokenizer in zip(encoded, tokenizers, strict=True)
         ]
         if not all(is_read):

@@ -20,7 +20,8 @@ def last_complete_checkpoint(folder: Path, remove_others: bool = False) -> Path 
     Args:
         remove_others: delete the unfinished and the damaged ones.
     """
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    for path in sorted(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         if (path / SUMS).is_file():
             try:
                 check_sums(path)

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import recipe_helpers
@@ -13,7 +12,6 @@ import yaml
 from hf_glmd import GLMDTrainer
 from hf_glmd.cli import run_recipe_command
 from hf_glmd.reports.records import RunRecord
-from hf_glmd.training.checkpoints import last_complete_checkpoint
 from hf_glmd.vocab.mapped_tokenizer import load_tokenizer
 
 
@@ -135,13 +133,7 @@ def test_two_processes_come_to_the_same_student(finished, tmp_path):
 def test_a_killed_run_goes_on_where_it_was(finished, tmp_path):
     folder, _ = finished
     recipe = recipe_helpers.write_inputs(tmp_path)
-    process = recipe_helpers.launch(recipe, wait=False)
-    checkpoints = tmp_path / "out" / "stages" / "general" / "checkpoints"
-    deadline = time.monotonic() + 300
-    while last_complete_checkpoint(checkpoints) is None:
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.02)
-    recipe_helpers.kill(process)
+    recipe_helpers.killed_after_a_checkpoint(recipe)
     assert not (tmp_path / "out" / "metrics.json").exists()
     done = recipe_helpers.launch(recipe)
     assert done.returncode == 0, done.stdout[-4000:]

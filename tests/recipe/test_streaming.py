@@ -1,7 +1,6 @@
 """A corpus that is streamed: the recipe from start to end, again after a kill, in two processes, and what needs its length."""
 
 import itertools
-import time
 
 import datasets
 import pytest
@@ -13,7 +12,6 @@ from hf_glmd.data import corpus as corpora
 from hf_glmd.data.corpus import stream_corpus
 from hf_glmd.errors import UsageError
 from hf_glmd.reports.records import RunRecord
-from hf_glmd.training.checkpoints import last_complete_checkpoint
 
 STREAMED = {"streaming": True}
 TASKLESS = dict.fromkeys(("task", "task_teacher", "task_words", "task_answers"))
@@ -69,13 +67,7 @@ def test_nothing_but_what_is_needed_is_read(tmp_path):
 def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path):
     assert whole.corpus.endswith("stream.txt, streamed") and whole.vocab.size == 131
     recipe, _ = streamed(tmp_path)
-    process = recipe_helpers.launch(recipe, wait=False)
-    checkpoints = tmp_path / "out" / "stages" / "general" / "checkpoints"
-    deadline = time.monotonic() + 300
-    while last_complete_checkpoint(checkpoints) is None:
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.02)
-    recipe_helpers.kill(process)
+    recipe_helpers.killed_after_a_checkpoint(recipe)
     done = recipe_helpers.launch(recipe)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "going on from step" in done.stdout or "plain text: done earlier" in done.stdout

@@ -263,6 +263,7 @@ def run_with(tmp_path, capsys, *options, **changes):
     [
         (["cbb"], "task 'cbb' is unknown. Did you mean 'cb'?"),
         (["cb", "CB"], "two tasks are called 'cb'"),
+        (["cb", "Student"], "name='Student' is the name of a folder of the run itself"),
         ([{"data": "x"}], "tasks[0].name is missing"),
         ([{"name": "cb/../x"}], "tasks[0].name='cb/../x' cannot name a folder"),
         ([{"name": "cb", "patern": "x"}], "unknown key 'tasks[0].patern'. Did you mean 'tasks[0].pattern'?"),

@@ -48,6 +48,16 @@ def test_causal_bits_are_those_of_one_text_at_a_time():
         assert value == pytest.approx(sum(causal_bits(model.eval(), tokenizer, text) for text in readable) / characters, rel=1e-9)
 
 
+def test_a_text_as_long_as_the_model_reads_leaves_room_for_a_beginning():
+    pair, tokenizers = models("gpt2", size=1.0)
+    text = " ".join(["walk"] * 60)
+    ids = tokenizers[0](text)["input_ids"]
+    for words in range(30, 45):  # about the 40 positions of the model
+        found = compare_bits(pair, tokenizers, [" ".join(["walk"] * words)])
+        assert found is None or math.isfinite(found.before)
+    assert len(ids) > 40
+
+
 @torch.no_grad()
 def test_a_masked_word_is_told_without_its_own_later_pieces():
     """One text, so few words that all are drawn: each token with itself and the rest of its word masked."""

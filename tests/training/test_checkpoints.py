@@ -20,9 +20,10 @@ def test_an_unfinished_checkpoint_is_passed_over_and_a_damaged_one_named(tmp_pat
         if step in (3, 6, 15):
             write_sums(folder)
     (tmp_path / "checkpoint-15" / "trainer_state.json").write_text("[]")
+    (tmp_path / "checkpoint-best").mkdir()  # somebody's own, which is left alone
     assert last_complete_checkpoint(tmp_path, remove_others=True).name == "checkpoint-6"
     assert "checkpoint-15/trainer_state.json' is damaged" in caplog.text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6", "checkpoint-best"]
 
 
 @pytest.mark.parametrize("missing", [(SUMS,), (SUMS, "loss_since_log_0.json"), (SUMS, "trainer_state.json")])
